@@ -1,0 +1,156 @@
+"""Frozen configuration of the model, its published sizes, and the parser of config files."""
+
+import dataclasses
+from typing import Literal
+
+AttentionMode = Literal["paper", "dense"]
+PositionAdvance = Literal["all_axes", "spatial"]
+
+
+@dataclasses.dataclass(frozen=True)
+class TextConfig:
+    """The text decoder: grouped-query attention, SwiGLU, multimodal rotary positions."""
+
+    vocab_size: int
+    d_model: int
+    d_ff: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    mrope_section: tuple[int, int, int]  # rotary pairs driven by (time, height, width)
+    rope_theta: float = 1_000_000.0
+    norm_eps: float = 1e-6
+    tie_embeddings: bool = False
+
+    def __post_init__(self):
+        if self.num_heads % self.num_kv_heads:
+            raise ValueError(f"{self.num_heads=} is not a multiple of {self.num_kv_heads=}")
+        if 2 * sum(self.mrope_section) != self.head_dim:
+            raise ValueError(
+                f"{self.mrope_section=} must sum to half of {self.head_dim=}: one entry a pair"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class VisionConfig:
+    """The vision tower: 3-D patches, window attention with some full-attention layers, merger."""
+
+    d_model: int
+    d_ff: int
+    num_layers: int
+    num_heads: int
+    full_attention_layers: tuple[int, ...]
+    patch_size: int = 14  # pixels
+    temporal_patch_size: int = 2  # frames
+    merge_size: int = 2  # merge_size x merge_size patches become one token
+    window_pixels: int = 112
+    in_channels: int = 3
+    rope_theta: float = 10_000.0
+    norm_eps: float = 1e-6
+
+    def __post_init__(self):
+        if self.d_model % self.num_heads or (self.d_model // self.num_heads) % 4:
+            raise ValueError(
+                f"{self.d_model=} over {self.num_heads=} must give a head width divisible by 4"
+            )
+        if self.window_pixels % (self.patch_size * self.merge_size):
+            raise ValueError(f"{self.window_pixels=} must be a multiple of a merged patch")
+
+    @property
+    def patch_elements(self) -> int:
+        """Values per flattened patch: channels x frames x height x width."""
+        return self.in_channels * self.temporal_patch_size * self.patch_size**2
+
+    @property
+    def window_patches(self) -> int:
+        """The most patches one attention window holds."""
+        return (self.window_pixels // self.patch_size) ** 2
+
+
+@dataclasses.dataclass(frozen=True)
+class NSAConfig:
+    """Native sparse attention over vision tokens (arXiv:2510.02295 sec. 2.2)."""
+
+    block_size: int = 64
+    block_count: int = 32  # selected blocks per query, its own included
+    window_size: int = 256  # keys, the query's own included
+    gate_temperature: float = 0.3
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """Everything that fixes the parameters' shapes and the function they compute."""
+
+    text: TextConfig
+    vision: VisionConfig
+    nsa: NSAConfig = NSAConfig()
+    attention: AttentionMode = "paper"
+    image_token_id: int = 151_655
+    video_token_id: int = 151_656
+    vision_start_token_id: int = 151_652
+    tokens_per_second: float = 2.0  # temporal rotary ids per second of video
+    # Where rotary ids go on after an image or video: one past its largest id of all three axes, as
+    # Qwen2.5-VL was trained (transformers 4), or past its height and width only (transformers 5).
+    position_advance: PositionAdvance = "all_axes"
+
+
+@dataclasses.dataclass(frozen=True)
+class ComputeConfig:
+    """How the model is computed; none of it changes the parameters."""
+
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"  # of activations; parameters are float32
+    implementation: str | None = None  # of attention, see pallas_kernels; None: best for platform
+    remat: Literal["none", "dots", "full"] = "full"  # what a decoder layer's backward recomputes
+
+
+def _qwen(d_model, d_ff, num_layers, num_heads, num_kv_heads, *, vocab_size, tie, vision_d_ff):
+    return ModelConfig(
+        text=TextConfig(
+            vocab_size=vocab_size,
+            d_model=d_model,
+            d_ff=d_ff,
+            num_layers=num_layers,
+            num_heads=num_heads,
+            num_kv_heads=num_kv_heads,
+            head_dim=128,
+            mrope_section=(16, 24, 24),
+            tie_embeddings=tie,
+        ),
+        vision=VisionConfig(
+            d_model=1280,
+            d_ff=vision_d_ff,
+            num_layers=32,
+            num_heads=16,
+            full_attention_layers=(7, 15, 23, 31),
+        ),
+    )
+
+
+PRESETS: dict[str, ModelConfig] = {
+    "qwen2_5_vl_3b": _qwen(2048, 11008, 36, 16, 2, vocab_size=151_936, tie=True, vision_d_ff=3420),
+    "qwen2_5_vl_7b": _qwen(3584, 18944, 28, 28, 4, vocab_size=152_064, tie=False, vision_d_ff=3420),
+    "qwen2_5_vl_32b": _qwen(
+        5120, 27648, 64, 40, 8, vocab_size=152_064, tie=False, vision_d_ff=3456
+    ),
+    "qwen2_5_vl_72b": _qwen(
+        8192, 29568, 80, 64, 8, vocab_size=152_064, tie=False, vision_d_ff=3456
+    ),
+    "tiny": ModelConfig(
+        text=TextConfig(
+            vocab_size=1024,
+            d_model=128,
+            d_ff=320,
+            num_layers=2,
+            num_heads=4,
+            num_kv_heads=2,
+            head_dim=32,
+            mrope_section=(4, 6, 6),
+            tie_embeddings=True,
+        ),
+        vision=VisionConfig(
+            d_model=64, d_ff=160, num_layers=2, num_heads=2, full_attention_layers=(1,)
+        ),
+        nsa=NSAConfig(block_size=16, block_count=2, window_size=16),
+    ),
+}

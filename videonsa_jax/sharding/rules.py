@@ -1,0 +1,57 @@
+"""Logical axes -> mesh axes. A sharding strategy is one `Rules` value.
+
+Parameters name their axes where they are created; activations are constrained by the same letters
+at a few places of each layer. Only this package knows the mesh.
+"""
+
+import dataclasses
+
+import jax
+from jax.sharding import PartitionSpec
+
+MeshAxes = str | tuple[str, ...] | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Rules:
+    """One field per logical axis; its value is the mesh axes that split it, None for none."""
+
+    # activations
+    batch: MeshAxes = ("data", "fsdp")
+    seq: MeshAxes = None
+    act_heads: MeshAxes = "tensor"
+    act_mlp: MeshAxes = "tensor"
+    act_vocab: MeshAxes = "tensor"
+    # parameters
+    layers: MeshAxes = None
+    embed: MeshAxes = "fsdp"  # the model width of a parameter; an activation's is never split
+    heads: MeshAxes = "tensor"
+    kv_heads: MeshAxes = "tensor"
+    mlp: MeshAxes = "tensor"
+    vocab: MeshAxes = "tensor"
+
+    def spec(self, *axes: str | None) -> PartitionSpec:
+        """Logical axis per dimension (None: not split) -> PartitionSpec.
+
+        Raises:
+          ValueError: two dimensions would be split over the same mesh axis.
+        """
+        parts = [None if axis is None else getattr(self, axis) for axis in axes]
+        used = [
+            name for part in parts if part for name in ((part,) if isinstance(part, str) else part)
+        ]
+        if len(used) != len(set(used)):
+            raise ValueError(f"logical axes {axes} use a mesh axis twice: {parts}")
+        return PartitionSpec(*parts)
+
+    def constrain(self, x: jax.Array, *axes: str | None) -> jax.Array:
+        """Pins an activation's sharding under the mesh of `jax.set_mesh`; without one, returns it."""
+        if jax.sharding.get_abstract_mesh().empty:
+            return x
+        return jax.lax.with_sharding_constraint(x, self.spec(*axes))
+
+
+PRESETS: dict[str, Rules] = {
+    "fsdp": Rules(),
+    "dp": Rules(embed=None),
+}
