@@ -18,8 +18,8 @@ class Batch:
 
     A row may pack several sequences. `order` is a token's index in the row as it was written
     (sequences one after the other, vision and text interleaved); a token sees the keys with
-    `start <= key order <= its order`. Padding has order -1 and an unreachable start: it sees nothing
-    and nothing sees it.
+    `start <= key order <= its order`. Padding has order -1 and an unreachable start: it sees
+    nothing and nothing sees it.
 
     The vision stream holds merged vision tokens in sequence order; each sequence's first one sits
     at a multiple of the NSA block. Patches are stored in window order (frame by frame, window by

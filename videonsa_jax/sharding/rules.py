@@ -45,7 +45,7 @@ class Rules:
         return PartitionSpec(*parts)
 
     def constrain(self, x: jax.Array, *axes: str | None) -> jax.Array:
-        """Pins an activation's sharding under the mesh of `jax.set_mesh`; without one, returns it."""
+        """Pins an activation's sharding under the mesh of `jax.set_mesh`; a no-op without one."""
         if jax.sharding.get_abstract_mesh().empty:
             return x
         return jax.lax.with_sharding_constraint(x, self.spec(*axes))
