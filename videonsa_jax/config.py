@@ -1,4 +1,4 @@
-"""Frozen configuration of the model, its published sizes, and the parser of config files."""
+"""Frozen configuration of a run: the model and its published sizes, the optimizer, the training."""
 
 import dataclasses
 from typing import Literal
@@ -102,6 +102,56 @@ class ComputeConfig:
     dtype: Literal["bfloat16", "float32"] = "bfloat16"  # of activations; parameters are float32
     implementation: str | None = None  # of attention, see pallas_kernels; None: best for platform
     remat: Literal["none", "dots", "full"] = "full"  # what a decoder layer's backward recomputes
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """Devices along each mesh axis; the product must be the number of devices."""
+
+    data: int = 1  # copies of the parameters; rows are split
+    fsdp: int = 1  # rows and parameters are split
+    tensor: int = 1  # heads, mlp width and vocabulary are split
+    context: int = 1  # the sequence is split
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimConfig:
+    """AdamW with linear warm-up and cosine decay."""
+
+    lr: float = 1e-6  # the peak
+    gate_lr: float | None = None  # the peak for the NSA gates; None: the same as `lr`
+    warmup_ratio: float = 0.1  # of all steps
+    final_lr_ratio: float = 0.0  # of the peak, at the last step
+    b1: float = 0.9
+    b2: float = 0.999
+    eps: float = 1e-8
+    weight_decay: float = 0.01  # of matrices and embeddings, not of norms and biases
+    clip_norm: float = 1.0  # of the gradient over all trained parameters
+    accumulation: int = 1  # parts that the rows of a step are computed in, one after the other
+    freeze: tuple[Literal["vision", "merger", "decoder", "gates"], ...] = ()
+
+    def __post_init__(self):
+        if self.accumulation < 1:
+            raise ValueError(f"{self.accumulation=} must be at least 1")
+        if not 0 <= self.warmup_ratio < 1:
+            raise ValueError(f"{self.warmup_ratio=} must be in [0, 1)")
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """Length of the run and what it writes."""
+
+    steps: int
+    log_every: int = 10  # steps
+    save_every: int = 200  # steps
+    keep: int = 2  # checkpoints kept on disk
+    init_from: str | None = None  # checkpoint folder of starting weights; None: random
+    max_consecutive_bad: int = 10  # steps in a row with a non-finite loss or gradient
+
+    def __post_init__(self):
+        for name in ("steps", "log_every", "save_every", "keep", "max_consecutive_bad"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"train.{name}={getattr(self, name)} must be at least 1")
 
 
 def _qwen(d_model, d_ff, num_layers, num_heads, num_kv_heads, *, vocab_size, tie, vision_d_ff):
