@@ -1,0 +1,1 @@
+"""block_mean: api.py (contract), ref.py (the formula)."""

@@ -1,0 +1,37 @@
+"""A set of chosen blocks per query, as packed bits."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+WORD = 32  # blocks per word
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class BlockSet:
+    """Which blocks each query chose, per KV head: no order, no duplicates, no padding values.
+
+    Attributes:
+      bits: uint32[b s k ceil(c/32)]; block j is bit j % 32 of word j // 32.
+      block: keys per block.
+    """
+
+    bits: jax.Array
+    block: int = dataclasses.field(metadata={"static": True})
+
+
+def pack(members: jax.Array) -> jax.Array:
+    """bool[... c] -> uint32[... ceil(c/32)]."""
+    c = members.shape[-1]
+    words = -(-c // WORD)
+    members = jnp.pad(members, [(0, 0)] * (members.ndim - 1) + [(0, words * WORD - c)])
+    members = members.reshape(*members.shape[:-1], words, WORD).astype(jnp.uint32)
+    return (members << jnp.arange(WORD, dtype=jnp.uint32)).sum(-1, dtype=jnp.uint32)
+
+
+def unpack(bits: jax.Array, count: int) -> jax.Array:
+    """uint32[... ceil(c/32)] -> bool[... count], count <= 32 ceil(c/32)."""
+    members = (bits[..., None] >> jnp.arange(WORD, dtype=jnp.uint32)) & 1
+    return members.reshape(*bits.shape[:-1], -1)[..., :count].astype(bool)

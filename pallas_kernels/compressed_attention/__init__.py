@@ -1,0 +1,1 @@
+"""compressed_attention: api.py (contract), ref.py (oracle), xla.py (any backend)."""

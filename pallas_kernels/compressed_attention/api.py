@@ -1,0 +1,45 @@
+"""Attention over block means: the compressed branch, and the statistics that rank blocks."""
+
+import jax
+
+from pallas_kernels import dispatch
+from pallas_kernels.compressed_attention import ref, xla
+
+_IMPLEMENTATIONS = {"reference": ref, "xla": xla}
+
+
+def compressed_attention(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    visible: jax.Array,
+    *,
+    scale: float,
+    implementation: dispatch.Implementation | None = None,
+    interpret: bool = False,
+) -> tuple[jax.Array, jax.Array]:
+    """Softmax attention of each query over a range of block means.
+
+    Args:
+      q: float[b s n h] queries; query head i reads KV head i // (n // k).
+      k: float[b c k h] block means of the keys.
+      v: float[b c k h] block means of the values.
+      visible: i32[b s 2] half-open range of blocks that a query sees.
+      scale: factor of the logits.
+      implementation: None picks by platform; a named one runs or raises.
+      interpret: run a Pallas kernel in the interpreter; the others ignore it.
+
+    Returns:
+      out float[b s n h], 0 where nothing is visible, and lse float32[b s n], the logarithm of the
+      softmax denominator, -inf there. No gradient flows through lse.
+
+    Raises:
+      ValueError: shapes disagree.
+      NotImplementedError: `implementation` has no kernel.
+    """
+    dispatch.bind_attention(
+        q=(q, "b s n h"), k=(k, "b c k h"), v=(v, "b c k h"), visible=(visible, "b s 2")
+    )
+    run = _IMPLEMENTATIONS[dispatch.resolve(implementation)].compressed_attention
+    out, lse = run(q, k, v, visible, scale=scale)
+    return out, jax.lax.stop_gradient(lse)

@@ -1,0 +1,1 @@
+"""interval_attention: api.py (contract), ref.py (oracle), xla.py (any backend)."""

@@ -1,0 +1,51 @@
+"""Bidirectional attention inside contiguous ranges: windows and frames of a vision tower."""
+
+import jax
+
+from pallas_kernels import dispatch
+from pallas_kernels.interval_attention import ref, xla
+
+_IMPLEMENTATIONS = {"reference": ref, "xla": xla}
+
+
+def interval_attention(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    *,
+    interval: jax.Array,
+    max_length: int,
+    scale: float | None = None,
+    implementation: dispatch.Implementation | None = None,
+    interpret: bool = False,
+) -> jax.Array:
+    """Softmax attention of each patch over a half-open range of indices that holds it.
+
+    Work and memory are linear in p for a fixed `max_length`.
+
+    Args:
+      q: float[b p n h] queries; query head i reads KV head i // (n // k).
+      k: float[b p k h] keys.
+      v: float[b p k h] values.
+      interval: i32[b p 2] range of patch i, interval[i, 0] <= i < interval[i, 1]; equal ends for a
+        patch that sees nothing.
+      max_length: the most indices that a range spans; it sizes the tiles.
+      scale: factor of the logits, None for h ** -0.5.
+      implementation: None picks by platform; a named one runs or raises.
+      interpret: run a Pallas kernel in the interpreter; the others ignore it.
+
+    Returns:
+      float[b p n h], dtype of `q`; exactly 0 where nothing is visible.
+
+    Raises:
+      ValueError: shapes disagree or `max_length` is not positive.
+      NotImplementedError: `implementation` has no kernel.
+    """
+    dispatch.bind_attention(
+        q=(q, "b p n h"), k=(k, "b p k h"), v=(v, "b p k h"), interval=(interval, "b p 2")
+    )
+    if max_length < 1:
+        raise ValueError(f"max_length must be at least 1, got {max_length}")
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    run = _IMPLEMENTATIONS[dispatch.resolve(implementation)].interval_attention
+    return run(q, k, v, interval, max_length=max_length, scale=scale)

@@ -1,0 +1,129 @@
+"""Native sparse attention: three branches over the same keys, gated and summed."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pallas_kernels import dispatch
+from pallas_kernels.block_mean.api import block_mean
+from pallas_kernels.compressed_attention.api import compressed_attention
+from pallas_kernels.select_blocks.api import SelectRule, select_blocks
+from pallas_kernels.selected_attention.api import selected_attention
+from pallas_kernels.spec import NSASpec
+from pallas_kernels.window_attention.api import window_attention
+
+
+def nsa_attention(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    gates: jax.Array,
+    *,
+    spec: NSASpec,
+    implementation: dispatch.Implementation | None = None,
+    interpret: bool = False,
+    segment_ids: jax.Array | None = None,
+    q_offset: int | jax.Array = 0,
+) -> jax.Array:
+    """Causal attention through compressed blocks, selected blocks and a sliding window.
+
+    With B = block_size, a query at position t attends, each branch with its own softmax, to
+      compressed  the mean key and value of every block j with (j + 1) B - 1 <= t,
+      selected    the keys u <= t of its `block_count` blocks (see `select_blocks`),
+      window      the last `window_size` keys, t included,
+    and returns the sum of gate x branch. Logits are scaled by h ** -0.5.
+
+    Source: arXiv:2502.11089; arXiv:2510.02295 sec. 2.2.
+
+    Args:
+      q: float[b s n h] queries, rotated; query head i reads KV head i // (n // k).
+      k: float[b t k h] keys, rotated.
+      v: float[b t k h] values.
+      gates: float[b s n 3] in the order (compressed, selected, window), after the sigmoid.
+      spec: sizes of the branches.
+      implementation: None picks by platform; a named one runs or raises.
+      interpret: run Pallas kernels in the interpreter; the others ignore it.
+      segment_ids: i32[b t], which packed sequence a key belongs to; -1 is padding, which sees
+        nothing, is seen by nothing and returns 0. A segment is contiguous and starts at a multiple
+        of B. None: one sequence per row.
+      q_offset: index of the key at the position of query 0; query i is at q_offset + i.
+
+    Returns:
+      float[b s n h], dtype of `q`.
+
+    Raises:
+      ValueError: shapes disagree, or queries lie beyond the keys, or a segment does not start at a
+        multiple of B (checked where the arrays are concrete, that is, outside of jit).
+      NotImplementedError: `implementation` has no kernel.
+    """
+    sizes = dispatch.bind_attention(
+        q=(q, "b s n h"), k=(k, "b t k h"), v=(v, "b t k h"), gates=(gates, "b s n 3")
+    )
+    _check_offset(q_offset, sizes["s"], sizes["t"])
+    if segment_ids is not None:
+        dispatch.bind_dims(k=(k, "b t k h"), segment_ids=(segment_ids, "b t"))
+        _check_segments(segment_ids, spec.block_size)
+    how = {"implementation": dispatch.resolve(implementation), "interpret": interpret}
+
+    start, pos = _positions(segment_ids, q_offset, sizes)
+    k, v = (_whole_blocks(x, spec.block_size) for x in (k, v))
+    scale = sizes["h"] ** -0.5
+    visible = jnp.stack([start, pos + 1], axis=-1) // spec.block_size
+    rule = SelectRule(spec.block_count, spec.forced_first, spec.forced_local, spec.block_size)
+
+    mean_k, mean_v = (block_mean(x, block=spec.block_size, **how) for x in (k, v))
+    compressed, lse = compressed_attention(q, mean_k, mean_v, visible, scale=scale, **how)
+    own = pos // spec.block_size  # -1 where pos is
+    blocks = select_blocks(q, mean_k, lse, visible, own, rule=rule, scale=scale, **how)
+    selected = selected_attention(q, k, v, blocks, pos, scale=scale, **how)
+    window = window_attention(q, k, v, start, pos, window=spec.window_size, scale=scale, **how)
+    return _combine(gates, (compressed, selected, window), pos)
+
+
+def _combine(gates, branches, pos):
+    """Sum of gate x branch in float32, rounded once; 0 for padding whatever its gates hold."""
+    gates = jnp.where((pos >= 0)[..., None, None], gates, 0).astype(jnp.float32)
+    terms = (gates[..., i, None] * x.astype(jnp.float32) for i, x in enumerate(branches))
+    return sum(terms).astype(branches[0].dtype)
+
+
+def _positions(segment_ids, q_offset, sizes):
+    """i32[b s] index of the first key of each query's sequence, and of its own; -1 for padding."""
+    b, s, t = sizes["b"], sizes["s"], sizes["t"]
+    pos = jnp.broadcast_to(jnp.arange(s, dtype=jnp.int32) + q_offset, (b, s))
+    if segment_ids is None:
+        return jnp.zeros_like(pos), pos
+    begins = jnp.diff(segment_ids, axis=1, prepend=segment_ids[:, :1] - 1) != 0
+    start = jax.lax.cummax(jnp.where(begins, jnp.arange(t, dtype=jnp.int32), 0), axis=1)
+    start, segment = (
+        jax.lax.dynamic_slice_in_dim(x, q_offset, s, axis=1) for x in (start, segment_ids)
+    )
+    return start, jnp.where(segment >= 0, pos, -1)
+
+
+def _whole_blocks(x, block):
+    """Appends zeros up to a multiple of `block`; no query sees them."""
+    return jnp.pad(x, ((0, 0), (0, -x.shape[1] % block), (0, 0), (0, 0)))
+
+
+def _check_offset(q_offset, queries, keys):
+    if isinstance(q_offset, jax.core.Tracer):
+        return
+    if not 0 <= q_offset <= keys - queries:
+        raise ValueError(
+            f"{q_offset=} puts {queries} queries outside of {keys} keys; it must be in "
+            f"0..{keys - queries}"
+        )
+
+
+def _check_segments(segment_ids, block):
+    if isinstance(segment_ids, jax.core.Tracer):
+        return
+    ids = np.asarray(segment_ids)
+    begins = np.diff(ids, axis=1, prepend=-1) != 0
+    row, index = np.nonzero(begins & (ids >= 0) & (np.arange(ids.shape[1]) % block != 0))
+    if row.size:
+        raise ValueError(
+            f"segment_ids[{row[0]}] starts a segment at {index[0]}, not a multiple of the block "
+            f"size {block}; pad the segment before it"
+        )

@@ -1,0 +1,51 @@
+"""Attention over the most recent keys: the sliding window branch."""
+
+import jax
+
+from pallas_kernels import dispatch
+from pallas_kernels.window_attention import ref, xla
+
+_IMPLEMENTATIONS = {"reference": ref, "xla": xla}
+
+
+def window_attention(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    start: jax.Array,
+    pos: jax.Array,
+    *,
+    window: int,
+    scale: float,
+    implementation: dispatch.Implementation | None = None,
+    interpret: bool = False,
+) -> jax.Array:
+    """Softmax attention of each query over the keys max(start, pos - window + 1) .. pos.
+
+    Args:
+      q: float[b s n h] queries; query head i reads KV head i // (n // k).
+      k: float[b t k h] keys.
+      v: float[b t k h] values.
+      start: i32[b s] index of the first key of the query's sequence.
+      pos: i32[b s] index of the query's own key; -1 for a query that sees nothing.
+      window: keys per query, its own included.
+      scale: factor of the logits.
+      implementation: None picks by platform; a named one runs or raises.
+      interpret: run a Pallas kernel in the interpreter; the others ignore it.
+
+    Returns:
+      float[b s n h], dtype of `q`; exactly 0 where nothing is visible.
+
+    Raises:
+      ValueError: shapes disagree.
+      NotImplementedError: `implementation` has no kernel.
+    """
+    dispatch.bind_attention(
+        q=(q, "b s n h"),
+        k=(k, "b t k h"),
+        v=(v, "b t k h"),
+        start=(start, "b s"),
+        pos=(pos, "b s"),
+    )
+    run = _IMPLEMENTATIONS[dispatch.resolve(implementation)].window_attention
+    return run(q, k, v, start, pos, window=window, scale=scale)
