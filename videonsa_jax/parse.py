@@ -75,7 +75,7 @@ def parse(source: ConfigDict, overrides: Sequence[str] = ()) -> RunConfig:
     values = source.to_dict()
     for override in overrides:
         _apply_override(values, override)
-    return _build(RunConfig, values, path="")
+    return build(RunConfig, values, path="")
 
 
 def flatten(cfg: Any, prefix: str = "") -> dict[str, Any]:
@@ -110,8 +110,18 @@ def _literal(text: str) -> Any:
         return text
 
 
-def _build(cls: type, values: Any, path: str, base: Any = None) -> Any:
-    """An instance of dataclass `cls`: `values` over the fields of `base`, or over the defaults."""
+def build(cls: type, values: Any, path: str = "", base: Any = None) -> Any:
+    """An instance of dataclass `cls`: `values` over the fields of `base`, or over the defaults.
+
+    Args:
+      cls: a dataclass of numbers, strings, tuples and dataclasses.
+      values: nested dicts and lists, as in a config file or in JSON.
+      path: where `values` stands in the config, for messages.
+      base: an instance of `cls`.
+
+    Raises:
+      UserError: as `parse`.
+    """
     if path in SECTION_PRESETS and isinstance(values, str):
         values = {"preset": values}
     if not isinstance(values, Mapping):
@@ -149,7 +159,7 @@ def _convert(hint: Any, value: Any, path: str, base: Any = None) -> Any:
     """`value` as the annotated type; ints become floats and lists tuples, nothing else changes."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if dataclasses.is_dataclass(hint):
-        return value if isinstance(value, hint) else _build(hint, value, path, base)
+        return value if isinstance(value, hint) else build(hint, value, path, base)
     if origin in (types.UnionType, typing.Union):
         return _convert_union(args, value, path, base)
     if origin is tuple and isinstance(value, list | tuple):

@@ -44,6 +44,11 @@ class Rules:
             raise ValueError(f"logical axes {axes} use a mesh axis twice: {parts}")
         return PartitionSpec(*parts)
 
+    def mesh_axes(self) -> set[str]:
+        """The mesh axes that split something."""
+        values = (getattr(self, field.name) for field in dataclasses.fields(self))
+        return {axis for v in values if v for axis in ((v,) if isinstance(v, str) else v)}
+
     def constrain(self, x: jax.Array, *axes: str | None) -> jax.Array:
         """Pins an activation's sharding under the mesh of `jax.set_mesh`; a no-op without one."""
         if jax.sharding.get_abstract_mesh().empty:
@@ -51,7 +56,13 @@ class Rules:
         return jax.lax.with_sharding_constraint(x, self.spec(*axes))
 
 
+_NO_TENSOR = dict.fromkeys(
+    ("act_heads", "act_mlp", "act_vocab", "heads", "kv_heads", "mlp", "vocab"), None
+)
+
 PRESETS: dict[str, Rules] = {
-    "fsdp": Rules(),
-    "dp": Rules(embed=None),
+    "dp": Rules(embed=None, **_NO_TENSOR),  # every device holds all parameters
+    "fsdp": Rules(**_NO_TENSOR),  # parameters are split, gathered layer by layer
+    "tp": Rules(embed=None),  # heads, mlp and vocabulary are split
+    "fsdp_tp": Rules(),
 }

@@ -1,0 +1,134 @@
+"""Shardings of parameters and batches under a mesh, and what they cost per device."""
+
+import dataclasses
+import math
+from collections.abc import Iterable, Mapping
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from videonsa_jax.batch import Batch
+from videonsa_jax.errors import UserError
+from videonsa_jax.sharding.rules import Rules
+
+
+@dataclasses.dataclass(frozen=True)
+class ParamLayout:
+    """One parameter on the mesh, before it exists."""
+
+    path: str  # "/"-joined
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    sharding: NamedSharding
+
+    @property
+    def size(self) -> int:
+        """Numbers in the whole parameter."""
+        return math.prod(self.shape)
+
+    @property
+    def bytes_per_device(self) -> int:
+        """Bytes of the part that one device holds."""
+        return math.prod(self.sharding.shard_shape(self.shape)) * self.dtype.itemsize
+
+    @property
+    def abstract(self) -> jax.ShapeDtypeStruct:
+        """What `jax.eval_shape` and a restore take."""
+        return jax.ShapeDtypeStruct(self.shape, self.dtype, sharding=self.sharding)
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """Every device holds the whole array."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def param_layouts(state: nnx.State, rules: Rules, mesh: Mesh) -> list[ParamLayout]:
+    """Lays out a model's parameters by the logical axes they were created with.
+
+    Args:
+      state: of the model or of its `nnx.eval_shape`; each parameter carries `logical_axes`.
+      rules: logical -> mesh axes.
+      mesh: has every mesh axis the rules name.
+
+    Raises:
+      UserError: a dimension cannot be split evenly, or the rules leave a mesh axis idle.
+      ValueError: two dimensions of a parameter would be split over the same mesh axis.
+    """
+    for axis, size in mesh.shape.items():
+        if size > 1 and axis not in rules.mesh_axes():
+            raise UserError(
+                f"config.mesh.{axis}={size}, but config.sharding splits nothing over {axis!r}; "
+                f"set the axis to 1 or choose a preset that uses it"
+            )
+    layouts = []
+    for path, param in nnx.to_flat_state(state):
+        path = "/".join(str(part) for part in path)
+        spec = rules.spec(*param.logical_axes)
+        _check_even(path, param.shape, param.logical_axes, spec, mesh)
+        sharding = NamedSharding(mesh, spec)
+        layouts.append(ParamLayout(path, param.shape, np.dtype(param.dtype), sharding))
+    return layouts
+
+
+def _check_even(path: str, shape: tuple, logical: tuple, spec: PartitionSpec, mesh: Mesh) -> None:
+    for size, name, axes in zip(shape, logical, spec, strict=True):
+        axes = (axes,) if isinstance(axes, str) else axes or ()
+        parts = math.prod(mesh.shape[axis] for axis in axes)
+        if size % parts:
+            raise UserError(
+                f"{path}: its {name!r} dimension of {size} cannot be split over {parts} devices "
+                f"({', '.join(axes)}); use a smaller mesh axis or --config.sharding.{name}=None"
+            )
+
+
+def global_batch(arrays: Mapping[str, np.ndarray | int], rules: Rules, mesh: Mesh) -> Batch:
+    """The rows that this process loaded -> its share of the batch of all processes.
+
+    Args:
+      arrays: the fields of `Batch`; every process holds equally many rows.
+      rules: `batch` says over which mesh axes the rows are split.
+      mesh: of all processes.
+
+    Raises:
+      UserError: the rows cannot be split evenly over the mesh.
+    """
+    sharding = NamedSharding(mesh, rules.spec("batch"))
+    rows = len(arrays["text_tokens"]) * jax.process_count()
+    try:
+        sharding.shard_shape((rows,))
+    except ValueError as error:
+        raise UserError(
+            f"{rows} rows a step cannot be split over {mesh.shape}; change the rows or the mesh"
+        ) from error
+    return Batch(
+        **{
+            name: jax.make_array_from_process_local_data(sharding, value)
+            if isinstance(value, np.ndarray)
+            else value
+            for name, value in arrays.items()
+        }
+    )
+
+
+def describe_layouts(layouts: Iterable[ParamLayout]) -> str:
+    """A table of all parameters: path, shape, partition, numbers, MiB on one device."""
+    layouts = list(layouts)
+    width = max(len(layout.path) for layout in layouts)
+    lines = [
+        f"{layout.path:<{width}}  {layout.shape!s:<24} {_describe_spec(layout.sharding.spec):<36} "
+        f"{layout.size:>14,} {layout.bytes_per_device / 2**20:>12,.2f}"
+        for layout in layouts
+    ]
+    size = sum(layout.size for layout in layouts)
+    mebibytes = sum(layout.bytes_per_device for layout in layouts) / 2**20
+    head = f"{'parameter':<{width}}  {'shape':<24} {'split over':<36} {'numbers':>14} "
+    head += f"{'MiB a device':>12}"
+    total = f"{'total':<{width}}  {'':<24} {'':<36} {size:>14,} {mebibytes:>12,.2f}"
+    return "\n".join([head, *lines, total])
+
+
+def _describe_spec(spec: PartitionSpec) -> str:
+    parts = (part if isinstance(part, str) else "+".join(part or "-") for part in spec)
+    return "(" + ", ".join(parts) + ")"

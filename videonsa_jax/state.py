@@ -1,0 +1,89 @@
+"""What a run carries from step to step, and how it is born sharded."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx, traverse_util
+from jax.sharding import Mesh
+
+from videonsa_jax.model import VideoNSA
+from videonsa_jax.optimizer import Optimizer
+from videonsa_jax.parse import RunConfig
+from videonsa_jax.sharding import shard
+from videonsa_jax.sharding.shard import ParamLayout
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """Parameters are float32; the model casts them to its compute dtype."""
+
+    step: jax.Array  # i32[] batches consumed, skipped ones included
+    skipped: jax.Array  # i32[] batches whose loss or gradient was not finite
+    consecutive_bad: jax.Array  # i32[] how many of them came last in a row
+    params: dict[str, Any]  # nested, as `nnx.to_pure_dict` gives them
+    opt_state: optax.OptState  # of the flat trained parameters
+
+
+jax.tree_util.register_dataclass(
+    TrainState, data_fields=[f.name for f in dataclasses.fields(TrainState)], meta_fields=[]
+)
+
+
+def build_model(cfg: RunConfig) -> VideoNSA:
+    """The model with random parameters drawn from the run's seed."""
+    return VideoNSA(cfg.model, compute=cfg.compute, rules=cfg.sharding, rngs=nnx.Rngs(cfg.seed))
+
+
+def abstract_model(cfg: RunConfig, mesh: Mesh) -> tuple[nnx.GraphDef, list[ParamLayout]]:
+    """The model's structure and its parameters' layouts; computes nothing."""
+    graphdef, params = nnx.split(nnx.eval_shape(lambda: build_model(cfg)))
+    return graphdef, shard.param_layouts(params, cfg.sharding, mesh)
+
+
+def abstract_state(layouts: list[ParamLayout], optimizer: Optimizer, mesh: Mesh) -> TrainState:
+    """Shapes and shardings of a state: optimizer moments lie where their parameters lie."""
+    whole = shard.replicated(mesh)
+    params = traverse_util.unflatten_dict({x.path: x.abstract for x in layouts}, sep="/")
+    trained, _ = optimizer.split(params)
+    tx = optimizer.transformation()
+    opt_state = optax.tree.map_params(
+        tx,
+        lambda moment, param: jax.ShapeDtypeStruct(
+            moment.shape, moment.dtype, sharding=param.sharding
+        ),
+        jax.eval_shape(tx.init, trained),
+        trained,
+        transform_non_params=lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole),
+    )
+    count = jax.ShapeDtypeStruct((), jnp.int32, sharding=whole)
+    return TrainState(count, count, count, params, opt_state)
+
+
+def shardings(abstract: TrainState) -> TrainState:
+    """The shardings of `abstract_state`, for `out_shardings`."""
+    return jax.tree.map(lambda x: x.sharding, abstract)
+
+
+def initial_state(
+    cfg: RunConfig, optimizer: Optimizer, abstract: TrainState, params: dict | None = None
+) -> TrainState:
+    """A state at step 0, each device computing only its part.
+
+    Args:
+      cfg: the model and the seed.
+      optimizer: its state starts at zero.
+      abstract: from `abstract_state`.
+      params: the starting weights, already sharded; None draws them.
+    """
+
+    def init(params):
+        if params is None:
+            params = nnx.to_pure_dict(nnx.state(build_model(cfg), nnx.Param))
+        trained, _ = optimizer.split(params)
+        opt_state = optimizer.transformation().init(trained)
+        return TrainState(jnp.int32(0), jnp.int32(0), jnp.int32(0), params, opt_state)
+
+    return jax.jit(init, out_shardings=shardings(abstract), donate_argnums=0)(params)
