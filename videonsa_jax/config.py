@@ -154,6 +154,48 @@ class TrainConfig:
                 raise ValueError(f"train.{name}={getattr(self, name)} must be at least 1")
 
 
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Where samples come from and how they become batches. A video's frames are sampled by Qwen's
+    rules: `fps` of them per second, at least `min_frames`, at most `max_frames`.
+    """
+
+    source: tuple[str, ...]  # JSON or JSONL files, or tfds:DIR for a prepared dataset
+    tokenizer: str  # folder with a Hugging Face tokenizer.json
+    video_root: str | None = None  # folder of relative paths; None: that of the JSON file
+    fps: float = 4.0  # frames sampled per second of video
+    min_frames: int = 4
+    max_frames: int = 768
+    min_pixels: int = 3_136  # of a resized frame; smaller ones are enlarged
+    max_pixels: int = 50_176  # of a resized frame: 64 tokens a frame pair
+    total_pixels: int | None = None  # of a video, its frame pairs counted once; None: no limit
+    # Only videos with this many frames at `fps`, both ends included; the paper's is (350, 550).
+    keep_frames: tuple[int, int] | None = None
+    batch: int = 8  # rows of a step, over all processes
+    buckets: tuple[tuple[int, int], ...] = ((16_384, 2_048),)  # (vision, text) slots of a row
+    samples_per_row: int = 1  # the most samples packed into one row
+    shuffle: bool = True
+    seed: int = 0  # of the order of samples
+    workers: int = 0  # processes that decode; 0: a thread of the main process
+    threads: int = 4  # of each of them
+    max_bad_fraction: float = 0.05  # of samples; a run with more bad ones stops
+
+    def __post_init__(self):
+        for name in ("min_frames", "max_frames", "batch", "samples_per_row", "threads"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"data.{name}={getattr(self, name)} must be at least 1")
+        if not self.source:
+            raise ValueError("data.source is empty; name at least one JSON or JSONL file")
+        if not self.buckets:
+            raise ValueError("data.buckets is empty; give at least one (vision, text) pair")
+        if self.fps <= 0:
+            raise ValueError(f"data.fps={self.fps} must be above 0")
+        if self.min_pixels > self.max_pixels:
+            raise ValueError(f"{self.min_pixels=} is above {self.max_pixels=}")
+        if self.min_frames > self.max_frames:
+            raise ValueError(f"{self.min_frames=} is above {self.max_frames=}")
+
+
 def _qwen(d_model, d_ff, num_layers, num_heads, num_kv_heads, *, vocab_size, tie, vision_d_ff):
     return ModelConfig(
         text=TextConfig(
