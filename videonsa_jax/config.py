@@ -196,6 +196,21 @@ class DataConfig:
             raise ValueError(f"{self.min_frames=} is above {self.max_frames=}")
 
 
+@dataclasses.dataclass(frozen=True)
+class EvalConfig:
+    """How questions are answered. Videos are sampled and rows are padded as `DataConfig` says."""
+
+    needle: str | None = None  # JSON or JSONL file of the task's questions
+    mcq: str | None = None
+    batch: int = 8  # questions answered together
+    max_new_tokens: int = 16
+
+    def __post_init__(self):
+        for name in ("batch", "max_new_tokens"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"eval.{name}={getattr(self, name)} must be at least 1")
+
+
 def _qwen(d_model, d_ff, num_layers, num_heads, num_kv_heads, *, vocab_size, tie, vision_d_ff):
     return ModelConfig(
         text=TextConfig(
