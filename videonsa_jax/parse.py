@@ -18,7 +18,14 @@ from typing import Any, Literal
 from ml_collections import ConfigDict
 
 from videonsa_jax import config
-from videonsa_jax.config import ComputeConfig, MeshConfig, ModelConfig, OptimConfig, TrainConfig
+from videonsa_jax.config import (
+    ComputeConfig,
+    DataConfig,
+    MeshConfig,
+    ModelConfig,
+    OptimConfig,
+    TrainConfig,
+)
 from videonsa_jax.errors import UserError
 from videonsa_jax.sharding import rules
 from videonsa_jax.sharding.rules import Rules
@@ -29,6 +36,7 @@ class RunConfig:
     """Everything that decides what a run computes."""
 
     model: ModelConfig
+    data: DataConfig
     optim: OptimConfig
     train: TrainConfig
     compute: ComputeConfig = dataclasses.field(default_factory=ComputeConfig)

@@ -46,17 +46,16 @@ def abstract_model(cfg: RunConfig, mesh: Mesh) -> tuple[nnx.GraphDef, list[Param
 def abstract_state(layouts: list[ParamLayout], optimizer: Optimizer, mesh: Mesh) -> TrainState:
     """Shapes and shardings of a state: optimizer moments lie where their parameters lie."""
     whole = shard.replicated(mesh)
+    homes = {layout.path: layout.sharding for layout in layouts}
     params = traverse_util.unflatten_dict({x.path: x.abstract for x in layouts}, sep="/")
     trained, _ = optimizer.split(params)
-    tx = optimizer.transformation()
-    opt_state = optax.tree.map_params(
-        tx,
-        lambda moment, param: jax.ShapeDtypeStruct(
-            moment.shape, moment.dtype, sharding=param.sharding
-        ),
-        jax.eval_shape(tx.init, trained),
-        trained,
-        transform_non_params=lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole),
+
+    def place(keys, x):  # a moment's last key is the path of its parameter
+        path = getattr(keys[-1], "key", None)
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=homes.get(path, whole))
+
+    opt_state = jax.tree_util.tree_map_with_path(
+        place, jax.eval_shape(optimizer.transformation().init, trained)
     )
     count = jax.ShapeDtypeStruct((), jnp.int32, sharding=whole)
     return TrainState(count, count, count, params, opt_state)

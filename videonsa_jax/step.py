@@ -1,16 +1,58 @@
 """One training step: accumulated gradients, then an update unless something is not finite."""
 
+import functools
+import time
+from collections.abc import Hashable
+
 import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
+from jax.sharding import Mesh
 
 from videonsa_jax.batch import Batch
+from videonsa_jax.errors import UserError
 from videonsa_jax.loss import next_token_loss
 from videonsa_jax.optimizer import Optimizer
+from videonsa_jax.sharding.shard import replicated
 from videonsa_jax.state import TrainState
 
 Metrics = dict[str, jax.Array]
+
+
+class CompiledStep:
+    """`train_step`, compiled once for each shape of batch, ahead of time so that it can be told."""
+
+    def __init__(
+        self,
+        graphdef: nnx.GraphDef,
+        optimizer: Optimizer,
+        state_shardings: TrainState,
+        mesh: Mesh,
+    ):
+        self._jitted = jax.jit(
+            functools.partial(train_step, graphdef, optimizer),
+            out_shardings=(state_shardings, replicated(mesh)),
+            donate_argnums=0,
+        )
+        self._programs = {}
+
+    def compile(self, state: TrainState, batch: Batch) -> float | None:
+        """Seconds it took; None if batches of this shape are compiled already."""
+        if _shape(batch) in self._programs:
+            return None
+        started = time.perf_counter()
+        self._programs[_shape(batch)] = self._jitted.lower(state, batch).compile()
+        return time.perf_counter() - started
+
+    def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        """Donates `state`; the batch's shape must have been compiled."""
+        return self._programs[_shape(batch)](state, batch)
+
+
+def _shape(batch: Batch) -> Hashable:
+    leaves, structure = jax.tree.flatten(batch)
+    return structure, tuple(leaf.shape for leaf in leaves)
 
 
 def train_step(
@@ -86,6 +128,10 @@ def _gradients(
 
 def _parts(batch: Batch, count: int) -> Batch:
     """[b ...] -> [count b/count ...]; part i has rows i, i + count, ..., some of every device."""
+
+    rows = len(batch.text_tokens)
+    if rows % count:
+        raise UserError(f"{rows} rows a step cannot be cut into config.optim.accumulation={count}")
 
     def split(x):
         return x.reshape(x.shape[0] // count, count, *x.shape[1:]).swapaxes(0, 1)

@@ -1,0 +1,81 @@
+"""A tiny run without files: its config, and batches that are a function of the step."""
+
+import dataclasses
+
+import numpy as np
+
+from videonsa_jax import config
+from videonsa_jax.config import ComputeConfig, DataConfig, OptimConfig, TrainConfig
+from videonsa_jax.data.pack import Bucket, frame_patches, pack
+from videonsa_jax.data.sample import Sample, Visual
+from videonsa_jax.parse import RunConfig
+
+MODEL = config.PRESETS["tiny"]
+GRID = (2, 8, 8)  # 32 merged tokens, two NSA blocks
+BUCKET = Bucket(vision_tokens=32, text_tokens=16)
+ROWS = 8
+
+
+def run_config(*, optim: dict | None = None, train: dict | None = None, **sections) -> RunConfig:
+    """float32, 8 rows; `optim` and `train` are changes to their sections."""
+    optim = {"lr": 1e-3, "warmup_ratio": 0.25, "weight_decay": 0.1, **(optim or {})}
+    train = {"steps": 4, "log_every": 1, "save_every": 2, **(train or {})}
+    return RunConfig(
+        **{
+            "model": MODEL,
+            "data": DataConfig(source=("synthetic",), tokenizer="none", batch=ROWS),
+            "optim": OptimConfig(**optim),
+            "train": TrainConfig(**train),
+            "compute": ComputeConfig(dtype="float32", remat="none"),
+            **sections,
+        }
+    )
+
+
+def sample(rng: np.random.Generator) -> Sample:
+    """A video between text tokens; the last six tokens are the answer."""
+    t, h, w = GRID
+    count = t * h * w // MODEL.vision.merge_size**2
+    text = rng.integers(1, 256, 12).astype(np.int32)
+    video = np.full(count, MODEL.video_token_id, np.int32)
+    tokens = np.concatenate([text[:4], video, text[4:]])
+    weights = np.zeros(len(tokens), np.float32)
+    weights[-6:] = 1
+    patches = rng.standard_normal((t * h * w, MODEL.vision.patch_elements), np.float32)
+    return Sample(tokens, weights, (Visual(patches, GRID, is_video=True),))
+
+
+def batch(seed: int, rows: int = ROWS) -> dict:
+    """The fields of `Batch` as numpy arrays, drawn from `seed`."""
+    rng = np.random.default_rng(seed)
+    arrays = pack([[sample(rng)] for _ in range(rows)], BUCKET, MODEL)
+    return {**arrays, "frame_patches": frame_patches([GRID], MODEL)}
+
+
+@dataclasses.dataclass
+class Batches:
+    """Batch i is drawn from seed i; a process sees its share of each batch's rows."""
+
+    process: int = 0
+    processes: int = 1
+    bad_from: int | None = None  # from this batch on, patches are NaN
+    next_index: int = 0
+
+    def __next__(self) -> dict:
+        share = slice(
+            self.process * ROWS // self.processes, (self.process + 1) * ROWS // self.processes
+        )
+        arrays = batch(self.next_index)
+        if self.bad_from is not None and self.next_index >= self.bad_from:
+            arrays["patches"][:] = np.nan
+        self.next_index += 1
+        return {
+            name: value[share] if isinstance(value, np.ndarray) else value
+            for name, value in arrays.items()
+        }
+
+    def get_state(self) -> dict:
+        return {"next_index": self.next_index}
+
+    def set_state(self, state: dict) -> None:
+        self.next_index = state["next_index"]

@@ -1,0 +1,151 @@
+"""Trains a model, or continues where a killed run stopped.
+
+python train.py --config=configs/X.py[:variant] --workdir=DIR [--config.section.field=VALUE]
+    [--dry_run] [--coordinator=HOST:PORT --num_processes=N --process_id=I]
+"""
+
+import pathlib
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+from absl import app, flags, logging
+from jax.sharding import Mesh
+
+from videonsa_jax import checkpoint, metrics, parse
+from videonsa_jax import state as state_lib
+from videonsa_jax.errors import UserError
+from videonsa_jax.optimizer import Optimizer
+from videonsa_jax.parse import RunConfig
+from videonsa_jax.sharding import mesh as meshes
+from videonsa_jax.sharding import shard
+from videonsa_jax.state import TrainState
+from videonsa_jax.step import CompiledStep
+
+flags.DEFINE_string("config", None, "config file, path.py or path.py:variant", required=True)
+flags.DEFINE_multi_string("override", [], "section.field=value; written --config.section.field=")
+flags.DEFINE_string("workdir", None, "folder of the run: checkpoints, metrics, curves")
+flags.DEFINE_bool("dry_run", False, "print the resolved config and the parameters, then exit")
+flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, or 'auto' on a known cluster")
+flags.DEFINE_integer("num_processes", None, "processes of the run")
+flags.DEFINE_integer("process_id", None, "which of them this is")
+
+
+class DataIterator(Protocol):
+    """Endless batches as dicts of the fields of `Batch`, with a JSON-able place to go on from."""
+
+    def __next__(self) -> dict[str, Any]: ...
+
+    def get_state(self) -> Any: ...
+
+    def set_state(self, state: Any) -> None: ...
+
+
+def main(argv: Sequence[str]) -> None:
+    """Reads flags, then trains."""
+    del argv
+    logging.set_verbosity(logging.WARNING)  # Orbax reports every file at INFO
+    args = flags.FLAGS
+    try:
+        meshes.join_processes(args.coordinator, args.num_processes, args.process_id)
+        cfg = parse.parse(parse.load_config(args.config), args.override)
+        if args.dry_run:
+            print(describe(cfg, meshes.make_mesh(cfg.mesh)))
+        elif args.workdir is None:
+            raise UserError("--workdir is not set; it is the folder that the run writes to")
+        else:
+            run(cfg, args.workdir)
+    except UserError as error:
+        sys.exit(f"train.py: {error}")
+
+
+def describe(cfg: RunConfig, mesh: Mesh) -> str:
+    """The resolved config, the mesh, and every parameter's place on it."""
+    fields = [f"{name} = {value!r}" for name, value in parse.flatten(cfg).items()]
+    _, layouts = state_lib.abstract_model(cfg, mesh)
+    return "\n".join([*fields, "", f"mesh {dict(mesh.shape)}", "", shard.describe_layouts(layouts)])
+
+
+def run(
+    cfg: RunConfig,
+    workdir: str | pathlib.Path,
+    *,
+    data: DataIterator,
+    devices: Sequence[jax.Device] | None = None,
+) -> TrainState:
+    """Trains to `cfg.train.steps`, from the newest checkpoint in `workdir` if there is one.
+
+    Args:
+      cfg: the whole run.
+      workdir: shared by all processes.
+      data: this process's rows.
+      devices: to use; None is all of them.
+
+    Returns:
+      The final state.
+
+    Raises:
+      UserError: what the user can mend, among it too many non-finite steps in a row.
+    """
+    workdir = pathlib.Path(workdir)
+    mesh = meshes.make_mesh(cfg.mesh, devices)
+    with jax.set_mesh(mesh), checkpoint.Checkpointer(workdir, cfg) as checkpoints:
+        state, step_fn = _begin(cfg, mesh, checkpoints, data)
+        first, last = int(state.step), cfg.train.steps
+        active = jax.process_index() == 0
+        with metrics.Report(workdir, first, last, active=active) as report:
+            size = sum(x.size for x in jax.tree.leaves(state.params))
+            where = f"{mesh.size} {jax.default_backend()} device(s)"
+            report.say(f"{size:,} parameters on {where}, from step {first} to {last}")
+            for step in range(first + 1, last + 1):
+                asked = time.perf_counter()
+                arrays = next(data)
+                report.waited(time.perf_counter() - asked)
+                batch = shard.global_batch(arrays, cfg.sharding, mesh)
+                if (seconds := step_fn.compile(state, batch)) is not None:
+                    report.compiled(batch, seconds)
+                state, scalars = step_fn(state, batch)
+                scalars = jax.device_get(scalars)
+                if scalars["consecutive_bad"] >= cfg.train.max_consecutive_bad:
+                    raise _too_many_bad(workdir, step, arrays, cfg)
+                report.step(step, scalars, log=step % cfg.train.log_every == 0 or step == last)
+                if step % cfg.train.save_every == 0 or step == last:
+                    checkpoints.save(step, state, data.get_state())
+    return state
+
+
+def _begin(
+    cfg: RunConfig, mesh: Mesh, checkpoints: checkpoint.Checkpointer, data: DataIterator
+) -> tuple[TrainState, CompiledStep]:
+    """The state to go on from, with `data` moved to the same place, and the step function."""
+    optimizer = Optimizer(cfg.optim, cfg.train.steps)
+    graphdef, layouts = state_lib.abstract_model(cfg, mesh)
+    abstract = state_lib.abstract_state(layouts, optimizer, mesh)
+    step_fn = CompiledStep(graphdef, optimizer, state_lib.shardings(abstract), mesh)
+    restored = checkpoints.restore(abstract)
+    if restored is not None:
+        state, position = restored
+        data.set_state(position)
+        return state, step_fn
+    source = cfg.train.init_from
+    weights = checkpoint.load_params(source, abstract.params) if source else None
+    return state_lib.initial_state(cfg, optimizer, abstract, weights), step_fn
+
+
+def _too_many_bad(
+    workdir: pathlib.Path, step: int, arrays: dict[str, Any], cfg: RunConfig
+) -> UserError:
+    file = workdir / f"bad_batch_step{step}_process{jax.process_index()}.npz"
+    np.savez(file, **arrays)
+    return UserError(
+        f"step {step}: the loss or gradient of {cfg.train.max_consecutive_bad} steps in a row was "
+        f"not finite; the batch is in {file}, the last checkpoint is from before; look at the "
+        f"data or lower config.optim.lr={cfg.optim.lr}"
+    )
+
+
+if __name__ == "__main__":
+    app.run(main, flags_parser=lambda argv: flags.FLAGS(parse.override_flags(argv)))
