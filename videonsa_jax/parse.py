@@ -21,6 +21,7 @@ from videonsa_jax import config
 from videonsa_jax.config import (
     ComputeConfig,
     DataConfig,
+    EvalConfig,
     MeshConfig,
     ModelConfig,
     OptimConfig,
@@ -41,6 +42,7 @@ class RunConfig:
     train: TrainConfig
     compute: ComputeConfig = dataclasses.field(default_factory=ComputeConfig)
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+    eval: EvalConfig = dataclasses.field(default_factory=EvalConfig)
     sharding: Rules = rules.PRESETS["fsdp"]
     seed: int = 0
 

@@ -13,6 +13,7 @@ class Visual:
     grid: tuple[int, int, int]  # patches along (time, height, width)
     is_video: bool
     seconds_per_grid: float = 1.0  # seconds between two temporal patches; images ignore it
+    frame_seconds: tuple[float, ...] = ()  # when each sampled frame is shown; empty: not known
 
 
 @dataclasses.dataclass(frozen=True)
