@@ -1,0 +1,1 @@
+"""Evaluation by generated answers: tasks, scoring, and the runner."""

@@ -1,0 +1,261 @@
+"""Asks a model a task's questions by greedy generation; one row per question, as they come."""
+
+import dataclasses
+import hashlib
+import json
+import pathlib
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+
+from videonsa_jax.batch import Batch
+from videonsa_jax.config import DataConfig, EvalConfig
+from videonsa_jax.data import load, pack, sources
+from videonsa_jax.data.errors import BadSample
+from videonsa_jax.data.pack import Bucket
+from videonsa_jax.data.sample import Sample, Visual
+from videonsa_jax.data.tokenizer import Tokenizer
+from videonsa_jax.evaluation import scoring
+from videonsa_jax.evaluation.progress import Progress
+from videonsa_jax.evaluation.results import ResultFile, write_json
+from videonsa_jax.evaluation.question import Question
+from videonsa_jax.generate import generate
+from videonsa_jax.model import VideoNSA
+
+SAMPLING = ("fps", "min_frames", "max_frames", "min_pixels", "max_pixels", "total_pixels")
+
+
+@dataclasses.dataclass(frozen=True)
+class Examiner:
+    """A model and all that decides what it answers.
+
+    Attributes:
+      model: with its parameters, on the mesh of `jax.set_mesh` if there is one.
+      tokenizer: of the model.
+      data: how videos are sampled and resized, where relative paths start, the buckets.
+      cfg: how many questions at a time, how long the answers.
+      checkpoint: names the parameters in the results, so that rows of others do not mix with them.
+      blind: blank all frames, to see what the questions alone give away.
+    """
+
+    model: VideoNSA
+    tokenizer: Tokenizer
+    data: DataConfig
+    cfg: EvalConfig = dataclasses.field(default_factory=EvalConfig)
+    checkpoint: str = ""
+    blind: bool = False
+
+    @property
+    def settings(self) -> str:
+        """Sixteen digits that differ where answers may differ."""
+        values = {
+            "model": dataclasses.asdict(self.model.cfg),
+            "dtype": self.model.compute.dtype,
+            "data": {name: getattr(self.data, name) for name in (*SAMPLING, "buckets")},
+            "eval": {name: getattr(self.cfg, name) for name in ("batch", "max_new_tokens")},
+            "checkpoint": self.checkpoint,
+            "blind": self.blind,
+        }
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+
+    def load(self, question: Question) -> Sample:
+        """Decodes a question's video and renders its prompt, up to where the answer begins.
+
+        Raises:
+          BadSample: the record or the video cannot be used, or the prompt fits no bucket.
+        """
+        root = pathlib.Path(self.data.video_root or question.file.parent)
+        conversation = sources.parse_record(question.record, question.name, root)
+        loader = load.Loader(self.data, self.model.cfg, self.tokenizer)
+        sample = loader.load(conversation, generation_prompt=True)
+        vision, text = pack.row_tokens([sample], self.model.cfg)
+        if not self._fitting(vision, text):
+            raise BadSample(
+                question.name,
+                f"needs {vision} vision and {text} text slots; data.buckets has {self.data.buckets}",
+            )
+        if self.blind:
+            return dataclasses.replace(sample, visuals=tuple(map(_blank, sample.visuals)))
+        return sample
+
+    def answer(self, samples: Sequence[Sample]) -> list[str]:
+        """The generated text after each prompt, special tokens left out."""
+        buckets = [
+            self._fitting(*pack.row_tokens([sample], self.model.cfg))[0] for sample in samples
+        ]
+        answers: dict[int, str] = {}
+        for bucket in sorted(set(buckets)):
+            places = [i for i, own in enumerate(buckets) if own == bucket]
+            texts = self._generate([samples[i] for i in places], Bucket(*bucket))
+            answers.update(zip(places, texts, strict=True))
+        return [answers[i] for i in range(len(samples))]
+
+    def batch(self, samples: Sequence[Sample], bucket: Bucket) -> Batch:
+        """One prompt per row; of `cfg.batch` rows, those left over repeat the last prompt."""
+        rows = [[sample] for sample in samples]
+        rows += rows[-1:] * (self.cfg.batch - len(rows))
+        arrays = pack.pack(rows, bucket, self.model.cfg)
+        return Batch(**arrays, frame_patches=load.frame_patches(self.data, self.model.cfg))
+
+    def _fitting(self, vision: int, text: int) -> list[tuple[int, int]]:
+        """The buckets that hold a row, smallest first."""
+        return sorted(b for b in self.data.buckets if vision <= b[0] and text <= b[1])
+
+    def _generate(self, samples: Sequence[Sample], bucket: Bucket) -> list[str]:
+        stop = (self.tokenizer.im_end, self.tokenizer.end_of_text)
+        tokens = generate(
+            self.model,
+            self.batch(samples, bucket),
+            max_new_tokens=self.cfg.max_new_tokens,
+            stop_tokens=stop,
+        )
+        return [_decode(row, stop, self.tokenizer) for row in np.asarray(tokens)[: len(samples)]]
+
+
+def evaluate(
+    examiner: Examiner, questions: Sequence[Question], *, task: str, out: str | pathlib.Path
+) -> dict[str, Any]:
+    """Answers the questions and scores the answers.
+
+    Writes `out/<task>.jsonl`, one row per question, flushed as they come; what an earlier,
+    interrupted call wrote there is kept and not asked again. Then writes `out/<task>_summary.json`.
+    A question whose video cannot be read, or that fits no bucket, gets a row with `error` and
+    counts as wrong.
+
+    Args:
+      examiner: the model and its settings.
+      questions: with distinct ids, see `videonsa_jax.evaluation.tasks.load`.
+      task: names the files.
+      out: folder, made if it does not exist.
+
+    Returns:
+      The summary: `scoring.summarize`'s fields (accuracy, n, kinds, chance, n_failed, n_unparsed),
+      and task, attention, blind, checkpoint, settings (`Examiner.settings`), wall_s of this call.
+
+    Raises:
+      UserError: `out` holds rows of other settings.
+    """
+    started = time.monotonic()
+    out = pathlib.Path(out)
+    with ResultFile(out / f"{task}.jsonl", examiner.settings) as results:
+        _answer_missing(examiner, questions, results, label=task)
+        rows = results.rows([q.id for q in questions])
+    summary = {
+        "task": task,
+        **scoring.summarize(rows),
+        "attention": examiner.model.cfg.attention,
+        "blind": examiner.blind,
+        "checkpoint": examiner.checkpoint,
+        "settings": examiner.settings,
+        "wall_s": round(time.monotonic() - started, 3),
+    }
+    write_json(out / f"{task}_summary.json", summary)
+    return summary
+
+
+def _answer_missing(
+    examiner: Examiner, questions: Sequence[Question], results: ResultFile, *, label: str
+) -> None:
+    """Groups are those of an uninterrupted run, so that each row is computed in the same batch."""
+    size = examiner.cfg.batch
+    groups = [questions[i : i + size] for i in range(0, len(questions), size)]
+    groups = [group for group in groups if any(q.id not in results for q in group)]
+    right = [row["correct"] for row in results.rows([q.id for q in questions])]
+    with (
+        ThreadPoolExecutor(examiner.data.threads) as pool,
+        Progress(label, len(questions), done=len(right)) as progress,
+    ):
+        for group, samples in _one_ahead(pool, lambda q: _load(examiner, q), groups):
+            new = [row for row in _rows(examiner, group, samples) if row["id"] not in results]
+            for row in new:
+                results.append(row)
+            right += [row["correct"] for row in new]
+            progress.advance(len(new), f"accuracy {sum(right) / len(right):.3f}")
+
+
+def _one_ahead(
+    pool: ThreadPoolExecutor, function: Callable, groups: Sequence[Sequence]
+) -> Iterator[tuple[Sequence, list]]:
+    """Each group and its items' results, the next group's being computed meanwhile."""
+    waiting = deque()
+    for group in groups:
+        waiting.append((group, [pool.submit(function, item) for item in group]))
+        if len(waiting) > 1:
+            group, futures = waiting.popleft()
+            yield group, [future.result() for future in futures]
+    for group, futures in waiting:
+        yield group, [future.result() for future in futures]
+
+
+def _load(examiner: Examiner, question: Question) -> Sample | BadSample:
+    try:
+        return examiner.load(question)
+    except BadSample as error:
+        return error
+
+
+def _rows(
+    examiner: Examiner, questions: Sequence[Question], samples: Sequence[Sample | BadSample]
+) -> list[dict[str, Any]]:
+    good = [sample for sample in samples if isinstance(sample, Sample)]
+    answers = iter(examiner.answer(good))
+    return [
+        _failed_row(question, sample)
+        if isinstance(sample, BadSample)
+        else _row(question, sample, next(answers))
+        for question, sample in zip(questions, samples, strict=True)
+    ]
+
+
+def _row(question: Question, sample: Sample, generated: str) -> dict[str, Any]:
+    parsed, correct = scoring.score(generated, question)
+    return {
+        "id": question.id,
+        "kind": question.kind,
+        "prompt": question.prompt,
+        "options": question.options,
+        "frames": [_frames(visual) for visual in sample.visuals],
+        "generated": generated,
+        "parsed": parsed,
+        "answer": question.answer,
+        "correct": correct,
+    }
+
+
+def _failed_row(question: Question, error: BadSample) -> dict[str, Any]:
+    return {
+        "id": question.id,
+        "kind": question.kind,
+        "prompt": question.prompt,
+        "options": question.options,
+        "frames": [],
+        "generated": None,
+        "parsed": None,
+        "answer": question.answer,
+        "correct": False,
+        "error": str(error),
+    }
+
+
+def _frames(visual: Visual) -> dict[str, Any]:
+    """The grid of patches the model saw, and when in the video its frames are."""
+    return {
+        "count": len(visual.frame_seconds),
+        "seconds": [round(second, 3) for second in visual.frame_seconds],
+        "grid": visual.grid,
+    }
+
+
+def _blank(visual: Visual) -> Visual:
+    """The mean colour everywhere: patches are normalised."""
+    return dataclasses.replace(visual, patches=np.zeros_like(visual.patches))
+
+
+def _decode(tokens: np.ndarray, stop: Sequence[int], tokenizer: Tokenizer) -> str:
+    ends = np.flatnonzero(np.isin(tokens, stop))
+    tokens = tokens[: ends[0]] if len(ends) else tokens
+    return tokenizer.decode(tokens, skip_special=True).strip()
