@@ -161,6 +161,16 @@ def load_params(folder: str | pathlib.Path, abstract: dict[str, Any] | None = No
         return manager.restore(step, args=args).params
 
 
+def newest_step(folder: str | pathlib.Path) -> int:
+    """The step of a folder's newest complete checkpoint.
+
+    Raises:
+      UserError: there is none.
+    """
+    with _open(folder) as manager:
+        return manager.latest_step()
+
+
 def load_model_config(folder: str | pathlib.Path) -> ModelConfig:
     """The model that the newest parameters of a folder belong to.
 
