@@ -21,8 +21,8 @@ from videonsa_jax.data.sample import Sample, Visual
 from videonsa_jax.data.tokenizer import Tokenizer
 from videonsa_jax.evaluation import scoring
 from videonsa_jax.evaluation.progress import Progress
-from videonsa_jax.evaluation.results import ResultFile, write_json
 from videonsa_jax.evaluation.question import Question
+from videonsa_jax.evaluation.results import ResultFile, write_json
 from videonsa_jax.generate import generate
 from videonsa_jax.model import VideoNSA
 
@@ -76,7 +76,8 @@ class Examiner:
         if not self._fitting(vision, text):
             raise BadSample(
                 question.name,
-                f"needs {vision} vision and {text} text slots; data.buckets has {self.data.buckets}",
+                f"needs {vision} vision and {text} text slots, more than "
+                f"data.buckets={self.data.buckets} has",
             )
         if self.blind:
             return dataclasses.replace(sample, visuals=tuple(map(_blank, sample.visuals)))

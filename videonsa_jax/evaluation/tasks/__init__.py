@@ -4,13 +4,19 @@ import pathlib
 from collections.abc import Callable
 
 from videonsa_jax.errors import UserError
-from videonsa_jax.evaluation.tasks import mcq, needle
 from videonsa_jax.evaluation.question import Question
+from videonsa_jax.evaluation.tasks import mcq, needle
 
 LOADERS: dict[str, Callable[[str | pathlib.Path], list[Question]]] = {
     "needle": needle.load,
     "mcq": mcq.load,
 }
+
+
+def check(task: str) -> None:
+    """Raises UserError: there is no such task."""
+    if task not in LOADERS:
+        raise UserError(f"--task={task} must be one of {', '.join(sorted(LOADERS))}")
 
 
 def load(task: str, path: str | pathlib.Path) -> list[Question]:
@@ -20,8 +26,7 @@ def load(task: str, path: str | pathlib.Path) -> list[Question]:
       UserError: there is no such task, the file is unreadable, it has no question, or two have the
         same id.
     """
-    if task not in LOADERS:
-        raise UserError(f"--task={task} must be one of {', '.join(sorted(LOADERS))}")
+    check(task)
     questions = LOADERS[task](path)
     if not questions:
         raise UserError(f"{path}: has no questions")

@@ -1,0 +1,54 @@
+"""A run's config and checkpoint -> an examiner."""
+
+import dataclasses
+
+from flax import nnx, traverse_util
+from jax.sharding import Mesh
+
+from videonsa_jax import checkpoint, state
+from videonsa_jax.data.tokenizer import Tokenizer
+from videonsa_jax.errors import UserError
+from videonsa_jax.evaluation import tasks
+from videonsa_jax.evaluation.question import Question
+from videonsa_jax.evaluation.runner import Examiner
+from videonsa_jax.parse import RunConfig
+
+
+def open_examiner(cfg: RunConfig, folder: str, mesh: Mesh, *, blind: bool = False) -> Examiner:
+    """Loads the newest parameters of `folder` onto the mesh.
+
+    Raises:
+      UserError: there is no checkpoint or tokenizer, or the checkpoint is of another model.
+    """
+    step = checkpoint.newest_step(folder)
+    graphdef, layouts = state.abstract_model(cfg, mesh)
+    abstract = {layout.path: layout.abstract for layout in layouts}
+    params = checkpoint.load_params(folder, traverse_util.unflatten_dict(abstract, sep="/"))
+    try:
+        tokenizer = Tokenizer.from_dir(cfg.data.tokenizer)
+    except (OSError, ValueError) as error:
+        raise UserError(f"config.data.tokenizer: {error}") from error
+    return Examiner(
+        model=nnx.merge(graphdef, params),
+        tokenizer=tokenizer,
+        data=cfg.data,
+        cfg=cfg.eval,
+        checkpoint=f"{folder} step {step}",
+        blind=blind,
+    )
+
+
+def load_questions(cfg: RunConfig, task: str, limit: int | None = None) -> list[Question]:
+    """The first `limit` questions of the file that `config.eval` names for the task.
+
+    Raises:
+      UserError: there is no such task, or its file is not set or not readable.
+    """
+    tasks.check(task)
+    path = dataclasses.asdict(cfg.eval)[task]
+    if path is None:
+        raise UserError(
+            f"config.eval.{task} is not set; write --config.eval.{task}=FILE, a JSON or JSONL file "
+            f"of questions"
+        )
+    return tasks.load(task, path)[:limit]
