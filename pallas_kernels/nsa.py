@@ -6,6 +6,7 @@ import numpy as np
 
 from pallas_kernels import dispatch
 from pallas_kernels.block_mean.api import block_mean
+from pallas_kernels.blocks import BlockSet
 from pallas_kernels.compressed_attention.api import compressed_attention
 from pallas_kernels.select_blocks.api import SelectRule, select_blocks
 from pallas_kernels.selected_attention.api import selected_attention
@@ -68,16 +69,45 @@ def nsa_attention(
     start, pos = _positions(segment_ids, q_offset, sizes)
     k, v = (_whole_blocks(x, spec.block_size) for x in (k, v))
     scale = sizes["h"] ** -0.5
+
+    compressed, blocks = _compress_and_select(q, k, v, start, pos, spec=spec, how=how)
+    selected = selected_attention(q, k, v, blocks, pos, scale=scale, **how)
+    window = window_attention(q, k, v, start, pos, window=spec.window_size, scale=scale, **how)
+    return _combine(gates, (compressed, selected, window), pos)
+
+
+def nsa_blocks(
+    q: jax.Array,
+    k: jax.Array,
+    *,
+    spec: NSASpec,
+    implementation: dispatch.Implementation | None = None,
+    interpret: bool = False,
+    segment_ids: jax.Array | None = None,
+    q_offset: int | jax.Array = 0,
+) -> BlockSet:
+    """The blocks that `nsa_attention` selects for the same arguments; raises as it does."""
+    sizes = dispatch.bind_attention(q=(q, "b s n h"), k=(k, "b t k h"))
+    _check_offset(q_offset, sizes["s"], sizes["t"])
+    if segment_ids is not None:
+        dispatch.bind_dims(k=(k, "b t k h"), segment_ids=(segment_ids, "b t"))
+        _check_segments(segment_ids, spec.block_size)
+    how = {"implementation": dispatch.resolve(implementation), "interpret": interpret}
+    start, pos = _positions(segment_ids, q_offset, sizes)
+    k = _whole_blocks(k, spec.block_size)
+    return _compress_and_select(q, k, k, start, pos, spec=spec, how=how)[1]
+
+
+def _compress_and_select(q, k, v, start, pos, *, spec, how):
+    """The compressed branch, and the blocks that its weights rank highest."""
+    scale = q.shape[-1] ** -0.5
     visible = jnp.stack([start, pos + 1], axis=-1) // spec.block_size
     rule = SelectRule(spec.block_count, spec.forced_first, spec.forced_local, spec.block_size)
-
     mean_k, mean_v = (block_mean(x, block=spec.block_size, **how) for x in (k, v))
     compressed, lse = compressed_attention(q, mean_k, mean_v, visible, scale=scale, **how)
     own = pos // spec.block_size  # -1 where pos is
     blocks = select_blocks(q, mean_k, lse, visible, own, rule=rule, scale=scale, **how)
-    selected = selected_attention(q, k, v, blocks, pos, scale=scale, **how)
-    window = window_attention(q, k, v, start, pos, window=spec.window_size, scale=scale, **how)
-    return _combine(gates, (compressed, selected, window), pos)
+    return compressed, blocks
 
 
 def _combine(gates, branches, pos):

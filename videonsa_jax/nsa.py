@@ -2,7 +2,7 @@
 
 import jax
 
-from pallas_kernels import NSASpec, nsa_attention
+from pallas_kernels import BlockSet, NSASpec, nsa_attention, nsa_blocks
 from videonsa_jax.config import ModelConfig
 
 
@@ -30,17 +30,34 @@ def vision_attention(
     Returns:
       f[b r n h]; 0 at padding.
     """
-    spec = NSASpec(
-        block_size=cfg.nsa.block_size,
-        block_count=cfg.nsa.block_count,
-        window_size=cfg.nsa.window_size,
-    )
     return nsa_attention(
         queries,
         keys,
         values,
         gates,
-        spec=spec,
+        spec=_spec(cfg),
         segment_ids=segments,
         implementation=implementation,
+    )
+
+
+def selected_blocks(
+    queries: jax.Array,
+    keys: jax.Array,
+    *,
+    segments: jax.Array,
+    cfg: ModelConfig,
+    implementation: str | None,
+) -> BlockSet:
+    """What `vision_attention` selects, for the same arguments."""
+    return nsa_blocks(
+        queries, keys, spec=_spec(cfg), segment_ids=segments, implementation=implementation
+    )
+
+
+def _spec(cfg: ModelConfig) -> NSASpec:
+    return NSASpec(
+        block_size=cfg.nsa.block_size,
+        block_count=cfg.nsa.block_count,
+        window_size=cfg.nsa.window_size,
     )
