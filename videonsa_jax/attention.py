@@ -39,6 +39,11 @@ class Places:
     key_order: jax.Array  # i32[b t] order of every key; -1 where there is none
 
 
+jax.tree_util.register_dataclass(
+    Places, data_fields=[f.name for f in dataclasses.fields(Places)], meta_fields=[]
+)
+
+
 class Attention(nnx.Module):
     """The projections, and which attention each stream uses."""
 

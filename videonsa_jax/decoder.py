@@ -86,19 +86,10 @@ class TextDecoder(nnx.Module):
         self, vision: jax.Array, batch: Batch, cache: Cache | None
     ) -> tuple[jax.Array, Cache | None]:
         """Vision features f[b r d] and the batch's text -> hidden f[b s d] of the text, cache."""
-        x = Streams(vision, self.embed(batch.text_tokens, self.compute.dtype))
-        order = Streams(batch.vision_order, batch.text_order)
+        x, order = self.embedded(vision, batch), Streams(batch.vision_order, batch.text_order)
         if cache is not None:
             cache = _advance(cache, order, Streams(batch.vision_positions, batch.text_positions))
-        places = Places(
-            angles=Streams(
-                self._angles(batch.vision_positions), self._angles(batch.text_positions)
-            ),
-            order=order,
-            start=Streams(batch.vision_start, batch.text_start),
-            vision_segment=batch.vision_segment,
-            key_order=order.joined() if cache is None else cache.key_order,
-        )
+        places = self.places(batch, cache)
 
         def layer(module, carry, index):
             x, cache = carry
@@ -110,6 +101,23 @@ class TextDecoder(nnx.Module):
         if cache is not None:
             cache = dataclasses.replace(cache, next_slot=cache.next_slot + order.joined().shape[1])
         return self.norm(x.text), cache
+
+    def embedded(self, vision: jax.Array, batch: Batch) -> Streams:
+        """What the first layer gets: vision features f[b r d] and embedded text f[b s d]."""
+        return Streams(vision, self.embed(batch.text_tokens, self.compute.dtype))
+
+    def places(self, batch: Batch, cache: Cache | None) -> Places:
+        """Where the batch's tokens are; `cache`, if any, has them entered."""
+        order = Streams(batch.vision_order, batch.text_order)
+        return Places(
+            angles=Streams(
+                self._angles(batch.vision_positions), self._angles(batch.text_positions)
+            ),
+            order=order,
+            start=Streams(batch.vision_start, batch.text_start),
+            vision_segment=batch.vision_segment,
+            key_order=order.joined() if cache is None else cache.key_order,
+        )
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """f[... d] -> f32[... v], accumulated in float32."""
