@@ -153,13 +153,15 @@ def visual_from_frames(
     )
 
 
-def visual_from_resized(images: np.ndarray, sampled_fps: float, cfg: VisionConfig) -> Visual:
-    """A video from frames that already have their size: u8[f h w 3]."""
+def visual_from_resized(
+    images: np.ndarray, sampled_fps: float, cfg: VisionConfig, *, is_video: bool = True
+) -> Visual:
+    """A video or picture from frames that already have their size: u8[f h w 3]."""
     return Visual(
         patches=patchify(images, cfg),
         grid=grid_of(len(images), images.shape[1], images.shape[2], cfg),
-        is_video=True,
-        seconds_per_grid=cfg.temporal_patch_size / sampled_fps,
+        is_video=is_video,
+        seconds_per_grid=cfg.temporal_patch_size / sampled_fps if is_video else 1.0,
     )
 
 
@@ -171,8 +173,4 @@ def visual_from_image(
     size = smart_resize(
         *image.shape[:2], factor=factor, min_pixels=min_pixels, max_pixels=max_pixels
     )
-    return Visual(
-        patches=patchify(resize(image, size)[None], cfg),
-        grid=grid_of(1, *size, cfg),
-        is_video=False,
-    )
+    return visual_from_resized(resize(image, size)[None], 1.0, cfg, is_video=False)

@@ -6,13 +6,14 @@ sampled frames the decoder runs forward from the nearest keyframe, so that every
 
 import contextlib
 import dataclasses
+import io
 import math
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
 
 import av
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from videonsa_jax.data.errors import BadSample
 
@@ -42,6 +43,28 @@ class VideoInfo:
     fps: float  # mean frames per second
     height: int
     width: int
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplingRule:
+    """How many frames to take of a video."""
+
+    fps: float  # per second of video
+    min_frames: int
+    max_frames: int
+
+    def count(self, total: int, video_fps: float, path: str | pathlib.Path) -> int:
+        """`frame_count` of a file's frames; raises BadSample where there are too few."""
+        try:
+            return frame_count(
+                total,
+                video_fps,
+                fps=self.fps,
+                min_frames=self.min_frames,
+                max_frames=self.max_frames,
+            )
+        except ValueError as error:
+            raise BadSample(str(path), str(error)) from error
 
 
 def frame_count(
@@ -115,12 +138,7 @@ def sample_frames(
       BadSample: the file is missing, not a video, has no frames, or ends before it should.
     """
     scan = _scan(path)
-    try:
-        count = frame_count(
-            scan.total, scan.fps, fps=fps, min_frames=min_frames, max_frames=max_frames
-        )
-    except ValueError as error:
-        raise BadSample(str(path), str(error)) from error
+    count = SamplingRule(fps, min_frames, max_frames).count(scan.total, scan.fps, path)
     indices = frame_indices(scan.total, count)
     images: dict[int, np.ndarray] = {}
     for index, frame in _decode(path, scan, indices):
@@ -131,6 +149,8 @@ def sample_frames(
         raise BadSample(
             str(path), f"frame {missing[0]} of {scan.total} does not decode: the file is {DAMAGED}"
         )
+    if len({image.shape for image in images.values()}) > 1:
+        raise BadSample(str(path), "its frames change size")
     return Frames(
         images=np.stack([images[i] for i in indices.tolist()]),
         seconds=scan.seconds[indices].astype(np.float32),
@@ -167,23 +187,39 @@ def frames_from_images(
                 f"{size[1]}x{size[0]}: frames of one video must have one size",
             )
         images.append(image if transform is None else transform(image, count))
-    images += images[-1:] * (count - len(images))
-    indices = np.minimum(np.arange(count), len(paths) - 1).astype(np.int32)
+    return frames_from_arrays(images + images[-1:] * (count - len(images)), fps=fps)
+
+
+def frames_from_arrays(images: Sequence[np.ndarray], *, fps: float) -> Frames:
+    """Frames u8[h w 3] that lie 1 / `fps` seconds apart."""
+    indices = np.arange(len(images), dtype=np.int32)
     return Frames(np.stack(images), (indices / fps).astype(np.float32), indices, float(fps))
 
 
-def read_image(path: str | pathlib.Path) -> np.ndarray:
-    """An image file as u8[h w 3].
+def read_image(path: str | pathlib.Path, data: bytes | None = None) -> np.ndarray:
+    """An image file as u8[h w 3]; `data`, where given, is what the file holds.
 
     Raises:
       BadSample: the file is missing, not an image, or truncated.
     """
-    if not pathlib.Path(path).is_file():
+    with _opened_image(path, data) as image:
+        return np.asarray(image.convert("RGB"))
+
+
+def image_size(path: str | pathlib.Path, data: bytes | None = None) -> tuple[int, int]:
+    """(height, width) of an image file, from its header; raises like `read_image`."""
+    with _opened_image(path, data) as image:
+        return image.height, image.width
+
+
+@contextlib.contextmanager
+def _opened_image(path: str | pathlib.Path, data: bytes | None) -> Iterator[Image.Image]:
+    if data is None and not pathlib.Path(path).is_file():
         raise BadSample(str(path), "no such file")
     try:
-        with Image.open(path) as image:
-            return np.asarray(image.convert("RGB"))
-    except (OSError, UnidentifiedImageError, SyntaxError) as error:
+        with Image.open(path if data is None else io.BytesIO(data)) as image:
+            yield image
+    except (OSError, SyntaxError) as error:  # what Pillow raises for broken files
         raise BadSample(str(path), f"not a readable image: {error}") from error
 
 

@@ -1,0 +1,270 @@
+"""Endless stream of batches: shuffled, measured, planned, decoded, packed; resumable exactly.
+
+    source -> shuffle, repeat -> measure (headers) -> plan -> decode and pack -> count -> batch
+
+Measuring and planning are cheap and done everywhere alike; decoding is done for a process's own
+rows. A sample found bad by measuring is replaced by the next one. One that only fails to decode
+leaves its place in the row empty, so that the batches are the same for any number of processes.
+"""
+
+import concurrent.futures
+import dataclasses
+import functools
+import json
+import pathlib
+from collections.abc import Callable
+
+import grain
+import numpy as np
+from absl import flags
+
+from videonsa_jax.config import DataConfig, ModelConfig
+from videonsa_jax.data import load, pack
+from videonsa_jax.data.errors import BadSample
+from videonsa_jax.data.ledger import Ledger
+from videonsa_jax.data.load import Loader, Size
+from videonsa_jax.data.pack import Bucket
+from videonsa_jax.data.plan import BatchPlan, Measured, Place, PlanDataset, Planner
+from videonsa_jax.data.sample import Sample
+from videonsa_jax.data.sources import JoinedSource, JsonSource, Source
+from videonsa_jax.data.tfds_builder import PreparedSource
+from videonsa_jax.data.tokenizer import Tokenizer
+from videonsa_jax.errors import UserError
+
+PREPARED = "tfds:"  # in front of the folder of a prepared dataset
+PREFETCHED = 2  # batches made ahead of the training step, by each worker
+
+
+class Batches:
+    """Iterator of dicts: the array fields of `videonsa_jax.batch.Batch`, this process's rows.
+
+    Its state is small, made of JSON values, and does not depend on the numbers of workers and
+    processes: a run may continue with others.
+    """
+
+    def __init__(
+        self,
+        make_iterator: Callable[[dict | None], grain.DatasetIterator],
+        ledger: Ledger,
+        stream: dict,
+        frame_patches: int,
+    ):
+        """`stream`: the settings that must not change when a run continues."""
+        self.frame_patches = frame_patches  # of every batch
+        self._make_iterator, self._ledger, self._stream = make_iterator, ledger, stream
+        self._plan: dict | None = None
+        self._iterator = make_iterator(None)
+
+    def __iter__(self) -> "Batches":
+        return self
+
+    def __next__(self) -> dict[str, np.ndarray]:
+        """Raises UserError: too many samples are bad, or none is good."""
+        while True:
+            arrays, account = next(self._iterator)
+            self._plan = account.next_state
+            self._ledger.add(account.seen, account.bad)
+            if arrays:
+                return arrays
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Samples of this process so far: "seen" and, of them, "bad"."""
+        return {"seen": self._ledger.seen, "bad": self._ledger.bad}
+
+    def get_state(self) -> dict:
+        """From it on come the batches after the last one that was returned."""
+        return {"stream": self._stream, "plan": self._plan, "counts": self.counts}
+
+    def set_state(self, state: dict) -> None:
+        """Raises UserError: the state was saved with other data or another batch layout."""
+        for name, value in self._stream.items():
+            if state["stream"][name] != value:
+                raise UserError(
+                    f"data.{name}={value}, but the checkpoint's data state was saved with "
+                    f"{state['stream'][name]}; continue with that, or start in a new --workdir"
+                )
+        self._iterator.close()
+        self._plan = state["plan"]
+        self._ledger.seen, self._ledger.bad = state["counts"]["seen"], state["counts"]["bad"]
+        self._iterator = self._make_iterator(self._plan)
+
+    def close(self) -> None:
+        """Ends workers and threads."""
+        self._iterator.close()
+
+
+def make_dataset(
+    data: DataConfig,
+    model: ModelConfig,
+    *,
+    bad_samples: str | pathlib.Path,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> Batches:
+    """The batches of a training run, without end.
+
+    Args:
+      data: what to read and how.
+      model: token ids, patch geometry, NSA block.
+      bad_samples: JSONL file that lists skipped samples; continued if it exists. Each process
+        needs its own.
+      process_index: which contiguous share of a batch's rows to yield.
+      process_count: into how many equal shares they are cut.
+
+    Raises:
+      UserError: a file is missing, the tokenizer is not the model's, or rows do not divide.
+    """
+    if data.batch % process_count:
+        raise UserError(f"data.batch={data.batch} rows do not divide by {process_count} processes")
+    source = open_source(data)
+    loader = Loader(data, model, Tokenizer.from_dir(data.tokenizer))
+    sizes = grain.MapDataset.range(len(source))
+    if data.shuffle:
+        sizes = sizes.shuffle(seed=data.seed)  # in another order in each pass
+    sizes = sizes.repeat().map(Measure(source, loader))
+    rows = data.batch // process_count
+    load_rows = LoadRows(
+        source,
+        loader,
+        model,
+        rows=slice(process_index * rows, (process_index + 1) * rows),
+        rejected=slice(process_index, None, process_count),
+        threads=data.threads,
+    )
+    make_planner = functools.partial(
+        Planner,
+        [Bucket(*bucket) for bucket in data.buckets],
+        batch=data.batch,
+        samples_per_row=data.samples_per_row,
+        block=model.nsa.block_size,
+    )
+
+    def make_iterator(start: dict | None) -> grain.DatasetIterator:
+        reading = grain.ReadOptions(data.threads, prefetch_buffer_size=2 * data.threads)
+        plans = PlanDataset(
+            sizes.to_iter_dataset(reading),
+            make_planner=make_planner,
+            start=start,
+            records=len(source),
+        )
+        return iter(_prefetched(plans.map(load_rows), data.workers))
+
+    return Batches(
+        make_iterator,
+        Ledger(bad_samples, data.max_bad_fraction),
+        _stream_settings(data, len(source)),
+        load.frame_patches(data, model),
+    )
+
+
+def open_source(data: DataConfig) -> Source:
+    """All of `data.source`, one after the other."""
+    return JoinedSource(
+        [
+            PreparedSource(path.removeprefix(PREPARED))
+            if path.startswith(PREPARED)
+            else JsonSource(path, data.video_root)
+            for path in data.source
+        ]
+    )
+
+
+class Measure:
+    """Record index -> `Measured`. Sizes are kept, so later passes do not open files again."""
+
+    def __init__(self, source: Source, loader: Loader):
+        self._source, self._loader = source, loader
+        self._known: dict[int, Measured] = {}
+
+    def __call__(self, record: int) -> Measured:
+        if record not in self._known:
+            self._known[record] = self._measure(record)
+        return self._known[record]
+
+    def _measure(self, record: int) -> Measured:
+        try:
+            conversation = self._source[record]
+            return Measured(record, conversation.name, self._loader.measure(conversation))
+        except BadSample as bad:
+            return Measured(record, bad.file, rejected=bad)
+
+
+@dataclasses.dataclass(frozen=True)
+class Account:
+    """What became of one plan's samples."""
+
+    seen: int  # samples of this process's share, bad ones included
+    bad: tuple[BadSample, ...]  # likewise
+    next_state: dict
+
+
+class LoadRows:
+    """Decodes and packs a process's rows of a plan."""
+
+    def __init__(
+        self,
+        source: Source,
+        loader: Loader,
+        model: ModelConfig,
+        *,
+        rows: slice,
+        rejected: slice,
+        threads: int,
+    ):
+        """`rows`, `rejected`: this process's share of a plan's rows and rejected samples."""
+        self._source, self._loader, self._model = source, loader, model
+        self._rows, self._rejected, self._threads = rows, rejected, threads
+
+    def __call__(self, plan: BatchPlan) -> tuple[dict[str, np.ndarray], Account]:
+        """The arrays of a batch; none where the plan is only a report."""
+        rows = plan.rows[self._rows]
+        places = [place for row in rows for place in row]
+        with concurrent.futures.ThreadPoolExecutor(self._threads) as pool:
+            samples = list(pool.map(self._load, places))
+        rejected = plan.rejected[self._rejected]
+        failed = tuple(sample for sample in samples if isinstance(sample, BadSample))
+        arrays = {}
+        if plan.bucket is not None:
+            left = iter(samples)
+            whole = [[sample for _, sample in zip(row, left, strict=False)] for row in rows]
+            arrays = pack.pack(
+                [[s for s in row if isinstance(s, Sample)] for row in whole],
+                plan.bucket,
+                self._model,
+            )
+        seen = len(places) + len(rejected)
+        return arrays, Account(seen, rejected + failed, plan.next_state)
+
+    def _load(self, place: Place) -> Sample | BadSample:
+        try:
+            conversation = self._source[place.record]
+            sample = self._loader.load(conversation)
+        except BadSample as bad:
+            return bad
+        size = Size(*pack.row_tokens([sample], self._model))
+        if size != place.size:
+            return BadSample(
+                conversation.name, f"decodes to {size}, but its headers promise {place.size}"
+            )
+        return sample
+
+
+def _prefetched(batches: grain.IterDataset, workers: int) -> grain.IterDataset:
+    if not workers:
+        return grain.experimental.ThreadPrefetchIterDataset(
+            batches, prefetch_buffer_size=PREFETCHED
+        )
+    if not flags.FLAGS.is_parsed():  # Grain's workers read flags; programs have parsed them
+        flags.FLAGS.mark_as_parsed()
+    return batches.mp_prefetch(
+        grain.MultiprocessingOptions(workers, per_worker_buffer_size=PREFETCHED)
+    )
+
+
+def _stream_settings(data: DataConfig, records: int) -> dict:
+    """What decides which samples are in which batch, as JSON values."""
+    settings = dataclasses.asdict(data) | {"records": records}
+    for name in ("source", "video_root", "tokenizer", "workers", "threads", "max_bad_fraction"):
+        del settings[name]
+    return json.loads(json.dumps(settings))
