@@ -74,7 +74,7 @@ def train_step(
       grad_norm (before clipping), lr, tokens (not padding), and the state's counters.
     """
     trained, frozen = optimizer.split(state.params)
-    loss, accuracy, grads = _gradients(graphdef, optimizer, trained, frozen, batch)
+    loss, accuracy, grads = gradients(graphdef, optimizer, trained, frozen, batch)
     grad_norm = optax.tree.norm(grads)
     good = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
 
@@ -101,13 +101,26 @@ def train_step(
     }
 
 
-def _gradients(
+def gradients(
     graphdef: nnx.GraphDef, optimizer: Optimizer, trained: dict, frozen: dict, batch: Batch
 ) -> tuple[jax.Array, jax.Array, dict]:
-    """(loss, accuracy, gradients of `trained`), summed over parts of the rows one after the other.
+    """Loss per target, accuracy, and the gradients of the loss, part of the rows by part.
 
     Every part is divided by the target weights of the whole batch, so the number of parts does not
     change the result.
+
+    Args:
+      graphdef: the model's structure.
+      optimizer: says in how many parts.
+      trained: flat parameters to differentiate by.
+      frozen: the other ones.
+      batch: all rows of the step.
+
+    Returns:
+      (f32[], f32[], flat float32 gradients of `trained`).
+
+    Raises:
+      UserError: the rows cannot be cut into that many parts.
     """
     weight = batch.text_weights.sum()
 

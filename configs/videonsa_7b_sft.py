@@ -1,0 +1,55 @@
+"""VideoNSA-7B: Qwen2.5-VL-7B-Instruct fine-tuned on LLaVA-Video-178K (arXiv:2510.02295, app. B).
+
+python train.py --config=configs/videonsa_7b_sft.py --workdir=runs/videonsa_7b
+
+The paper's recipe on 8 devices of 80 GB. Before it: convert the published weights, and put the
+dataset's JSON files and videos under data/llava_video_178k. The variant `smoke` (append it to the
+path: configs/videonsa_7b_sft.py:smoke) takes the same data through a tiny model on one device.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config(variant: str = "full") -> ConfigDict:
+    """`variant`: "full", or "smoke" for 20 steps of a tiny model."""
+    if variant not in ("full", "smoke"):
+        raise ValueError(f"{variant=} must be 'full' or 'smoke'")
+    c = ConfigDict()
+    c.seed = 42
+    c.model = dict(preset="qwen2_5_vl_7b", nsa=dict(block_size=64, block_count=32, window_size=256))
+    c.compute = dict(dtype="bfloat16", remat="full")
+    c.mesh = dict(fsdp=8)
+    c.sharding = "fsdp"
+    c.data = dict(
+        source=("data/llava_video_178k/train.jsonl",),
+        tokenizer="weights/qwen2_5_vl_7b_instruct",
+        fps=4.0,
+        keep_frames=(350, 550),
+        max_pixels=50_176,
+        batch=32,
+        buckets=((12_800, 1_024), (17_664, 2_048)),  # 550 frames: 275 pairs of 64 tokens
+        workers=8,
+    )
+    c.optim = dict(
+        lr=1e-6,
+        warmup_ratio=0.1,
+        b1=0.9,
+        b2=0.999,
+        weight_decay=0.01,
+        clip_norm=1.0,
+        accumulation=4,
+    )
+    c.train = dict(
+        steps=6_750,  # 216K samples, 32 a step
+        log_every=10,
+        save_every=200,
+        init_from="weights/qwen2_5_vl_7b_jax",
+    )
+    if variant == "smoke":
+        c.model = dict(preset="tiny", text=dict(vocab_size=152_064))
+        c.mesh = dict(fsdp=1)
+        c.data.update(fps=0.5, max_frames=16, batch=2, buckets=((512, 512),), workers=0)
+        c.data.keep_frames = None
+        c.optim.update(lr=1e-3, accumulation=1)
+        c.train = dict(steps=20, log_every=1, save_every=10)
+    return c
