@@ -1,0 +1,122 @@
+"""The cache gives what the parallel run gives; sampling and stopping do as they say."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests import small_models
+from tests.small_models import Vision
+from videonsa_jax import generate as generation
+from videonsa_jax.generate import generate
+
+CLIP = Vision((2, 6, 10), seconds=1.5)
+PROMPTS = [[3, CLIP, 6], [7], [2, Vision((1, 4, 4), is_video=False), 4, Vision((3, 4, 6)), 3]]
+
+
+@pytest.fixture(params=["paper", "dense"], scope="module")
+def setup(request):
+    """A model and three prompts of different lengths."""
+    cfg = small_models.config(heads=4, kv_heads=2, attention=request.param)
+    model = small_models.build(cfg, small_models.random_params(cfg, seed=6))
+    arrays = small_models.inputs(PROMPTS, cfg, padding="right", seed=7)
+    return model, small_models.samples(arrays, cfg)
+
+
+def _cut(sample, count):
+    """The sample without its last `count` tokens, which are text."""
+    kept = len(sample.tokens) - count
+    return dataclasses.replace(
+        sample, tokens=sample.tokens[:kept], loss_weights=sample.loss_weights[:kept]
+    )
+
+
+def test_decoding_equals_the_parallel_run(setup):
+    model, samples = setup
+    steps = 3  # fed one by one, out of the real tokens
+    whole = small_models.batch([[sample] for sample in samples], model.cfg)
+    hidden, _ = jax.jit(lambda model, batch: model(batch))(model, whole)
+    want = np.asarray(model.logits(hidden))
+    length = np.asarray((whole.text_order >= 0).sum(axis=1))
+
+    prompt = small_models.batch([[_cut(sample, steps)] for sample in samples], model.cfg)
+    logits, cache = jax.jit(generation.prefill, static_argnums=2)(model, prompt, steps)
+    step = jax.jit(generation.decode_step)
+    rows = np.arange(len(samples))
+    for index in range(steps):
+        at = length - 1 - steps + index
+        np.testing.assert_allclose(logits, want[rows, at], atol=1e-4 * np.abs(want).max(), rtol=0)
+        logits, cache = step(model, whole.text_tokens[rows, at + 1], cache)
+    np.testing.assert_allclose(
+        logits, want[rows, length - 1], atol=1e-4 * np.abs(want).max(), rtol=0
+    )
+
+
+def test_rows_of_a_batch_equal_single_rows(setup):
+    model, samples = setup
+    together = generate(
+        model, small_models.batch([[s] for s in samples], model.cfg), max_new_tokens=6
+    )
+    for row, sample in enumerate(samples):
+        alone = generate(model, small_models.batch([[sample]], model.cfg), max_new_tokens=6)
+        np.testing.assert_array_equal(together[row], alone[0])
+
+
+def test_a_row_ends_after_its_stop_token(setup):
+    model, samples = setup
+    batch = small_models.batch([[s] for s in samples], model.cfg)
+    free = np.asarray(generate(model, batch, max_new_tokens=6))
+    stop = int(free[0, 2])
+    stopped = np.asarray(generate(model, batch, max_new_tokens=6, stop_tokens=(stop,)))
+    for before, after in zip(free, stopped, strict=True):
+        ends = np.flatnonzero(before == stop)
+        kept = ends[0] + 1 if len(ends) else len(before)
+        np.testing.assert_array_equal(after[:kept], before[:kept])
+        assert (after[kept:] == 0).all()
+
+
+def test_sampling_depends_on_the_key_and_nucleus_on_top_p():
+    cfg = small_models.config(attention="dense")
+    model = small_models.build(cfg, small_models.random_params(cfg, seed=6))
+    sample = small_models.samples(small_models.inputs([[7]], cfg, padding="right", seed=7), cfg)[0]
+    batch = small_models.batch([[sample]] * 64, cfg)
+
+    def first_tokens(seed, **settings):
+        key = jax.random.key(seed)
+        return np.asarray(generate(model, batch, max_new_tokens=1, key=key, **settings))[:, 0]
+
+    np.testing.assert_array_equal(
+        first_tokens(0, temperature=1.5), first_tokens(0, temperature=1.5)
+    )
+    assert (first_tokens(0, temperature=1.5) != first_tokens(1, temperature=1.5)).any()
+    greedy = np.asarray(generate(model, batch, max_new_tokens=1))[:, 0]
+    np.testing.assert_array_equal(first_tokens(0, temperature=1.5, top_p=1e-6), greedy)
+    logits = generation.prefill(model, small_models.batch([[sample]], cfg), 1)[0][0] / 1.5
+    probabilities = np.asarray(jax.nn.softmax(logits))
+    likeliest_first = np.argsort(-probabilities)
+    needed = int(np.searchsorted(np.cumsum(probabilities[likeliest_first]), 0.5)) + 1
+    assert set(first_tokens(2, temperature=1.5, top_p=0.5)) <= set(likeliest_first[:needed])
+    assert len(set(first_tokens(2, temperature=1.5, top_p=0.5))) > 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"temperature": 0.7}, "needs `key`"),
+        ({"temperature": -1.0}, "temperature=-1.0"),
+        ({"top_p": 0.0}, "top_p=0.0"),
+        ({"max_new_tokens": 0}, "max_new_tokens=0"),
+    ],
+)
+def test_bad_settings_are_named(settings, message):
+    with pytest.raises(ValueError, match=message):
+        generate(None, None, **{"max_new_tokens": 1, **settings})
+
+
+def test_tokens_are_integers_of_the_vocabulary(setup):
+    model, samples = setup
+    out = generate(model, small_models.batch([[samples[1]]], model.cfg), max_new_tokens=2)
+    assert out.dtype == jnp.int32
+    assert ((out >= 0) & (out < model.cfg.text.vocab_size)).all()
