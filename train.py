@@ -4,6 +4,7 @@ python train.py --config=configs/X.py[:variant] --workdir=DIR [--config.section.
     [--dry_run] [--coordinator=HOST:PORT --num_processes=N --process_id=I]
 """
 
+import contextlib
 import pathlib
 import sys
 import time
@@ -17,6 +18,7 @@ from jax.sharding import Mesh
 
 from videonsa_jax import checkpoint, metrics, parse
 from videonsa_jax import state as state_lib
+from videonsa_jax.data import pipeline
 from videonsa_jax.errors import UserError
 from videonsa_jax.optimizer import Optimizer
 from videonsa_jax.parse import RunConfig
@@ -35,13 +37,17 @@ flags.DEFINE_integer("process_id", None, "which of them this is")
 
 
 class DataIterator(Protocol):
-    """Endless batches as dicts of the fields of `Batch`, with a JSON-able place to go on from."""
+    """Endless batches as dicts of the array fields of `Batch`; see `data.pipeline.Batches`."""
 
-    def __next__(self) -> dict[str, Any]: ...
+    frame_patches: int
+
+    def __next__(self) -> dict[str, np.ndarray]: ...
 
     def get_state(self) -> Any: ...
 
     def set_state(self, state: Any) -> None: ...
+
+    def close(self) -> None: ...
 
 
 def main(argv: Sequence[str]) -> None:
@@ -73,7 +79,7 @@ def run(
     cfg: RunConfig,
     workdir: str | pathlib.Path,
     *,
-    data: DataIterator,
+    data: DataIterator | None = None,
     devices: Sequence[jax.Device] | None = None,
 ) -> TrainState:
     """Trains to `cfg.train.steps`, from the newest checkpoint in `workdir` if there is one.
@@ -81,7 +87,7 @@ def run(
     Args:
       cfg: the whole run.
       workdir: shared by all processes.
-      data: this process's rows.
+      data: this process's rows; None opens `cfg.data`. Closed in the end.
       devices: to use; None is all of them.
 
     Returns:
@@ -92,7 +98,11 @@ def run(
     """
     workdir = pathlib.Path(workdir)
     mesh = meshes.make_mesh(cfg.mesh, devices)
-    with jax.set_mesh(mesh), checkpoint.Checkpointer(workdir, cfg) as checkpoints:
+    with (
+        jax.set_mesh(mesh),
+        contextlib.closing(data or _open_data(cfg, workdir)) as data,
+        checkpoint.Checkpointer(workdir, cfg) as checkpoints,
+    ):
         state, step_fn = _begin(cfg, mesh, checkpoints, data)
         first, last = int(state.step), cfg.train.steps
         active = jax.process_index() == 0
@@ -104,7 +114,7 @@ def run(
                 asked = time.perf_counter()
                 arrays = next(data)
                 report.waited(time.perf_counter() - asked)
-                batch = shard.global_batch(arrays, cfg.sharding, mesh)
+                batch = shard.global_batch(arrays, data.frame_patches, cfg.sharding, mesh)
                 if (seconds := step_fn.compile(state, batch)) is not None:
                     report.compiled(batch, seconds)
                 state, scalars = step_fn(state, batch)
@@ -115,6 +125,19 @@ def run(
                 if step % cfg.train.save_every == 0 or step == last:
                     checkpoints.save(step, state, data.get_state())
     return state
+
+
+def _open_data(cfg: RunConfig, workdir: pathlib.Path) -> DataIterator:
+    process = jax.process_index()
+    name = f"bad_samples_process{process}.jsonl" if process else "bad_samples.jsonl"
+    workdir.mkdir(parents=True, exist_ok=True)
+    return pipeline.make_dataset(
+        cfg.data,
+        cfg.model,
+        bad_samples=workdir / name,
+        process_index=process,
+        process_count=jax.process_count(),
+    )
 
 
 def _begin(

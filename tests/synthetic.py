@@ -14,6 +14,7 @@ MODEL = config.PRESETS["tiny"]
 GRID = (2, 8, 8)  # 32 merged tokens, two NSA blocks
 BUCKET = Bucket(vision_tokens=32, text_tokens=16)
 ROWS = 8
+FRAME_PATCHES = frame_patches([GRID], MODEL)
 
 
 def run_config(*, optim: dict | None = None, train: dict | None = None, **sections) -> RunConfig:
@@ -46,10 +47,9 @@ def sample(rng: np.random.Generator) -> Sample:
 
 
 def batch(seed: int, rows: int = ROWS) -> dict:
-    """The fields of `Batch` as numpy arrays, drawn from `seed`."""
+    """The array fields of `Batch`, drawn from `seed`."""
     rng = np.random.default_rng(seed)
-    arrays = pack([[sample(rng)] for _ in range(rows)], BUCKET, MODEL)
-    return {**arrays, "frame_patches": frame_patches([GRID], MODEL)}
+    return pack([[sample(rng)] for _ in range(rows)], BUCKET, MODEL)
 
 
 @dataclasses.dataclass
@@ -59,23 +59,26 @@ class Batches:
     process: int = 0
     processes: int = 1
     bad_from: int | None = None  # from this batch on, patches are NaN
+    end: int | None = None  # asking for this batch fails, as a killed run does
     next_index: int = 0
+    frame_patches: int = FRAME_PATCHES
 
-    def __next__(self) -> dict:
-        share = slice(
-            self.process * ROWS // self.processes, (self.process + 1) * ROWS // self.processes
-        )
-        arrays = batch(self.next_index)
-        if self.bad_from is not None and self.next_index >= self.bad_from:
+    def __next__(self) -> dict[str, np.ndarray]:
+        index, self.next_index = self.next_index, self.next_index + 1
+        if index == self.end:
+            raise InterruptedError(f"batch {index}")
+        arrays = batch(index)
+        if self.bad_from is not None and index >= self.bad_from:
             arrays["patches"][:] = np.nan
-        self.next_index += 1
-        return {
-            name: value[share] if isinstance(value, np.ndarray) else value
-            for name, value in arrays.items()
-        }
+        rows = ROWS // self.processes
+        share = slice(self.process * rows, (self.process + 1) * rows)
+        return {name: value[share] for name, value in arrays.items()}
 
     def get_state(self) -> dict:
         return {"next_index": self.next_index}
 
     def set_state(self, state: dict) -> None:
         self.next_index = state["next_index"]
+
+    def close(self) -> None:
+        self.end = self.next_index

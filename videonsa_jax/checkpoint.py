@@ -69,11 +69,14 @@ class Checkpointer:
     def restore(self, abstract: TrainState) -> tuple[TrainState, Any] | None:
         """The newest complete checkpoint, resharded as `abstract` says, and this process's data.
 
+        The mesh may differ from the one that saved, and the number of processes too, as far as one
+        process's data state serves another.
+
         Returns:
           (state, data state), or None where there is no checkpoint yet.
 
         Raises:
-          UserError: the checkpoint is of another config, or of another number of processes.
+          UserError: the checkpoint is of another config.
         """
         step = self._manager.latest_step()
         if step is None:
@@ -83,12 +86,6 @@ class Checkpointer:
             args=ocp.args.Composite(config=ocp.args.JsonRestore(), data=ocp.args.JsonRestore()),
         )
         self._check_config(small.config)
-        processes = small.data["processes"]
-        if len(processes) != jax.process_count():
-            raise UserError(
-                f"{self._folder}: written by {len(processes)} processes, this run has "
-                f"{jax.process_count()}; continue with as many, each reads its own share of data"
-            )
         large = self._manager.restore(
             step,
             args=ocp.args.Composite(
@@ -96,7 +93,9 @@ class Checkpointer:
                 run=ocp.args.StandardRestore(_without_params(abstract)),
             ),
         )
-        return TrainState(params=large.params, **large.run), processes[jax.process_index()]
+        data_states = small.data["processes"]
+        data_state = data_states[jax.process_index() % len(data_states)]
+        return TrainState(params=large.params, **large.run), data_state
 
     def _check_config(self, stored: dict) -> None:
         here = _flat_json(dataclasses.asdict(self._cfg))

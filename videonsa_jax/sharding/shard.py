@@ -83,11 +83,14 @@ def _check_even(path: str, shape: tuple, logical: tuple, spec: PartitionSpec, me
             )
 
 
-def global_batch(arrays: Mapping[str, np.ndarray | int], rules: Rules, mesh: Mesh) -> Batch:
+def global_batch(
+    arrays: Mapping[str, np.ndarray], frame_patches: int, rules: Rules, mesh: Mesh
+) -> Batch:
     """The rows that this process loaded -> its share of the batch of all processes.
 
     Args:
-      arrays: the fields of `Batch`; every process holds equally many rows.
+      arrays: the array fields of `Batch`; every process holds equally many rows.
+      frame_patches: its static field.
       rules: `batch` says over which mesh axes the rows are split.
       mesh: of all processes.
 
@@ -102,14 +105,11 @@ def global_batch(arrays: Mapping[str, np.ndarray | int], rules: Rules, mesh: Mes
         raise UserError(
             f"{rows} rows a step cannot be split over {mesh.shape}; change the rows or the mesh"
         ) from error
-    return Batch(
-        **{
-            name: jax.make_array_from_process_local_data(sharding, value)
-            if isinstance(value, np.ndarray)
-            else value
-            for name, value in arrays.items()
-        }
-    )
+    placed = {
+        name: jax.make_array_from_process_local_data(sharding, value)
+        for name, value in arrays.items()
+    }
+    return Batch(**placed, frame_patches=frame_patches)
 
 
 def describe_layouts(layouts: Iterable[ParamLayout]) -> str:
