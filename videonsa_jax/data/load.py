@@ -1,5 +1,6 @@
 """Conversation -> Sample: its size from file headers, and the decoding."""
 
+import dataclasses
 import math
 from typing import NamedTuple
 
@@ -126,11 +127,13 @@ class Loader:
                 frames = self._reader.read(reference)
             except ValueError as error:
                 raise BadSample(conversation.name, str(error)) from error
-            visuals.append(
-                processor.visual_from_resized(
-                    frames.images, frames.sampled_fps, self._vision, is_video=reference.is_video
-                )
+            visual = processor.visual_from_resized(
+                frames.images, frames.sampled_fps, self._vision, is_video=reference.is_video
             )
+            if reference.is_video:
+                seconds = tuple(frames.seconds.tolist())
+                visual = dataclasses.replace(visual, frame_seconds=seconds)
+            visuals.append(visual)
         return self._sample(conversation, visuals, generation_prompt=generation_prompt)
 
     def _without_patches(self, reference: Reference, outline: Outline, name: str) -> Visual:
