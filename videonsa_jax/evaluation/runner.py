@@ -72,8 +72,8 @@ class Examiner:
         conversation = sources.parse_record(question.record, question.name, root)
         loader = load.Loader(self.data, self.model.cfg, self.tokenizer)
         sample = loader.load(conversation, generation_prompt=True)
-        vision, text = pack.row_tokens([sample], self.model.cfg)
-        if not self._fitting(vision, text):
+        if self.bucket(sample) is None:
+            vision, text = pack.row_tokens([sample], self.model.cfg)
             raise BadSample(
                 question.name,
                 f"needs {vision} vision and {text} text slots, more than "
@@ -85,32 +85,32 @@ class Examiner:
 
     def answer(self, samples: Sequence[Sample]) -> list[str]:
         """The generated text after each prompt, special tokens left out."""
-        buckets = [
-            self._fitting(*pack.row_tokens([sample], self.model.cfg))[0] for sample in samples
-        ]
+        buckets = [self.bucket(sample) for sample in samples]
         answers: dict[int, str] = {}
-        for bucket in sorted(set(buckets)):
+        for bucket in dict.fromkeys(buckets):
             places = [i for i, own in enumerate(buckets) if own == bucket]
-            texts = self._generate([samples[i] for i in places], Bucket(*bucket))
+            texts = self._generate([samples[i] for i in places])
             answers.update(zip(places, texts, strict=True))
         return [answers[i] for i in range(len(samples))]
 
-    def batch(self, samples: Sequence[Sample], bucket: Bucket) -> Batch:
-        """One prompt per row; of `cfg.batch` rows, those left over repeat the last prompt."""
-        rows = [[sample] for sample in samples]
-        rows += rows[-1:] * (self.cfg.batch - len(rows))
-        arrays = pack.pack(rows, bucket, self.model.cfg)
+    def bucket(self, sample: Sample) -> Bucket | None:
+        """The smallest bucket that holds the sample; None: it fits none."""
+        vision, text = pack.row_tokens([sample], self.model.cfg)
+        fitting = [b for b in self.data.buckets if vision <= b[0] and text <= b[1]]
+        return Bucket(*min(fitting)) if fitting else None
+
+    def batch(self, samples: Sequence[Sample]) -> Batch:
+        """One prompt per row, all of the same bucket."""
+        arrays = pack.pack([[s] for s in samples], self.bucket(samples[0]), self.model.cfg)
         return Batch(**arrays, frame_patches=load.frame_patches(self.data, self.model.cfg))
 
-    def _fitting(self, vision: int, text: int) -> list[tuple[int, int]]:
-        """The buckets that hold a row, smallest first."""
-        return sorted(b for b in self.data.buckets if vision <= b[0] and text <= b[1])
-
-    def _generate(self, samples: Sequence[Sample], bucket: Bucket) -> list[str]:
+    def _generate(self, samples: list[Sample]) -> list[str]:
+        """Always `cfg.batch` rows; those left over repeat the last prompt and end when it does."""
         stop = (self.tokenizer.im_end, self.tokenizer.end_of_text)
+        spare = [samples[-1]] * (self.cfg.batch - len(samples))
         tokens = generate(
             self.model,
-            self.batch(samples, bucket),
+            self.batch(samples + spare),
             max_new_tokens=self.cfg.max_new_tokens,
             stop_tokens=stop,
         )

@@ -1,0 +1,67 @@
+"""Runs a model layer by layer, so that what a layer decides can be looked at."""
+
+import functools
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import jax
+from flax import nnx
+
+from pallas_kernels import BlockSet
+from videonsa_jax.attention import Places, Streams
+from videonsa_jax.batch import Batch
+from videonsa_jax.errors import UserError
+from videonsa_jax.model import VideoNSA
+from videonsa_jax.nsa import selected_blocks
+
+
+class Decisions(NamedTuple):
+    """What one layer's sparse attention chose for the vision queries."""
+
+    gates: jax.Array  # f32[b r n 3], branches in the order of `gates.BRANCHES`
+    blocks: BlockSet  # u32[b r k .] bits
+
+
+def layers(model: VideoNSA, batch: Batch) -> Iterator[Decisions]:
+    """Yields each decoder layer's decisions, from the first layer on.
+
+    Raises:
+      UserError: the model uses dense attention, which decides nothing.
+    """
+    if model.cfg.attention == "dense":
+        raise UserError(
+            "model.attention='dense' has neither gates nor selected blocks; "
+            "use --config.model.attention=paper"
+        )
+    graphdef, params = nnx.split(model)
+    x, places = _begin(graphdef, params, batch)
+    layer_graphdef, stacked = nnx.split(model.text.layers)
+    for index in range(model.cfg.text.num_layers):
+        layer = jax.tree.map(lambda stack, index=index: stack[index], stacked)
+        x, decisions = _layer(layer_graphdef, layer, x, places, model.compute.implementation)
+        yield decisions
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _begin(graphdef, params, batch: Batch) -> tuple[Streams, Places]:
+    model = nnx.merge(graphdef, params)
+    return model.text.embedded(model.vision(batch), batch), model.text.places(batch, None)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 4))
+def _layer(
+    graphdef, params, x: Streams, places: Places, implementation: str | None
+) -> tuple[Streams, Decisions]:
+    layer = nnx.merge(graphdef, params)
+    normed = jax.tree.map(layer.attn_norm, x)
+    queries, keys, _ = layer.attn.project(normed, places.angles)
+    blocks = selected_blocks(
+        queries.vision,
+        keys.vision,
+        segments=places.vision_segment,
+        cfg=layer.cfg,
+        implementation=implementation,
+    )
+    gates = layer.gates(normed.vision)
+    x, _ = layer(x, places, None, 0, implementation)
+    return x, Decisions(gates, blocks)
