@@ -85,7 +85,7 @@ def _members(examiner: Examiner, sample: Sample) -> np.ndarray:
 
 
 def _shares(members: np.ndarray, last_tokens: int, block_size: int) -> np.ndarray:
-    """bool[r k c] -> f[c 2]: by the last queries, by those of later blocks (NaN: there are none)."""
+    """bool[r k c] -> f[c 2]: by the last queries; by those of later blocks, NaN without any."""
     own = np.arange(len(members)) // block_size
     later = own[:, None] > np.arange(members.shape[-1])  # [r c]
     chosen = (members.mean(axis=1) * later).sum(axis=0)
