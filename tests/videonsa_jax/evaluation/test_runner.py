@@ -1,0 +1,142 @@
+"""One row per question, whatever interrupts the evaluation and whatever is wrong with a video."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from tests import examiners
+from videonsa_jax.config import EvalConfig
+from videonsa_jax.errors import UserError
+from videonsa_jax.evaluation import tasks
+from videonsa_jax.evaluation.runner import Examiner, evaluate
+
+COUNT = 10  # groups of 4, 4 and 2
+
+
+@pytest.fixture(scope="module")
+def examiner(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("examiner")
+    return examiners.build(folder, examiners.write_clips(folder, COUNT))
+
+
+@pytest.fixture(scope="module")
+def questions(examiner):
+    return tasks.load("needle", examiner.data.source[0])
+
+
+@pytest.fixture(scope="module")
+def whole(examiner, questions, tmp_path_factory):
+    """The folder of an evaluation that nothing interrupted."""
+    out = tmp_path_factory.mktemp("whole")
+    evaluate(examiner, questions, task="needle", out=out)
+    return out
+
+
+def rows_of(folder):
+    return [json.loads(line) for line in (folder / "needle.jsonl").read_text().splitlines()]
+
+
+def test_rows_say_what_was_asked_seen_and_answered(whole, questions):
+    rows = rows_of(whole)
+    assert [row["id"] for row in rows] == [q.id for q in questions]
+    for row, question in zip(rows, questions, strict=True):
+        assert row["prompt"] == question.prompt
+        assert row["answer"] == question.answer
+        assert row["correct"] == (row["parsed"] == row["answer"])
+        (frames,) = row["frames"]
+        assert frames["seconds"] == [i / 8 for i in range(16)]
+        assert frames["count"] == 16
+
+
+def test_summary_agrees_with_the_rows(whole, examiner):
+    summary = json.loads((whole / "needle_summary.json").read_text())
+    rows = rows_of(whole)
+    assert summary["n"] == summary["kinds"]["first"]["n"] == COUNT
+    assert summary["accuracy"] == sum(row["correct"] for row in rows) / COUNT
+    assert summary["chance"] == 0.25
+    assert summary["attention"] == "paper"
+    assert summary["settings"] == examiner.settings
+
+
+def test_interrupted_evaluation_continues_to_the_same_rows(whole, examiner, questions, tmp_path):
+    groups = []
+
+    class Killed(Examiner):
+        def answer(self, samples):
+            if groups:
+                raise KeyboardInterrupt
+            groups.append(len(samples))
+            return super().answer(samples)
+
+    fields = {f.name: getattr(examiner, f.name) for f in dataclasses.fields(Examiner)}
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(Killed(**fields), questions, task="needle", out=tmp_path)
+    assert len(rows_of(tmp_path)) == 4
+    assert not (tmp_path / "needle_summary.json").exists()
+    evaluate(examiner, questions, task="needle", out=tmp_path)
+    name = "needle.jsonl"
+    assert (tmp_path / name).read_bytes() == (whole / name).read_bytes()
+
+
+def test_torn_last_line_is_asked_again(whole, examiner, questions, tmp_path):
+    data = (whole / "needle.jsonl").read_bytes()
+    end_of_second = data.index(b"\n", data.index(b"\n") + 1) + 1
+    (tmp_path / "needle.jsonl").write_bytes(data[: end_of_second + 40])
+    evaluate(examiner, questions, task="needle", out=tmp_path)
+    assert (tmp_path / "needle.jsonl").read_bytes() == data
+
+
+def test_finished_evaluation_is_not_repeated(whole, examiner, questions):
+    class Idle(Examiner):
+        def answer(self, samples):
+            raise AssertionError("asked again")
+
+    fields = {f.name: getattr(examiner, f.name) for f in dataclasses.fields(Examiner)}
+    assert evaluate(Idle(**fields), questions, task="needle", out=whole)["n"] == COUNT
+
+
+def test_answers_do_not_depend_on_the_batch(whole, examiner, questions, tmp_path):
+    alone = dataclasses.replace(examiner, cfg=EvalConfig(batch=1, max_new_tokens=4))
+    evaluate(alone, questions[:3], task="needle", out=tmp_path)
+    generated = [row["generated"] for row in rows_of(tmp_path)]
+    assert generated == [row["generated"] for row in rows_of(whole)[:3]]
+
+
+def test_unusable_samples_are_rows_that_count_as_wrong(examiner, questions, tmp_path):
+    video = tmp_path / "cut.mp4"
+    video.write_bytes((questions[0].file.parent / questions[0].record["video"]).read_bytes()[:600])
+    changes = ({"video": str(video)}, {"video": "nowhere.mp4"}, {"video": None}, {})
+    asked = [
+        dataclasses.replace(q, record={**q.record, **change})
+        for q, change in zip(questions, changes, strict=False)
+    ]
+    turn = {"from": "human", "value": "<video>\n" + "long " * 100}
+    asked.append(
+        dataclasses.replace(questions[4], record={**questions[4].record, "conversations": [turn]})
+    )
+    summary = evaluate(examiner, asked, task="needle", out=tmp_path)
+    assert (summary["n"], summary["n_failed"]) == (5, 4)
+    errors = [row.get("error") for row in rows_of(tmp_path)]
+    assert "cut.mp4" in errors[0]
+    assert "nowhere.mp4: no such file" in errors[1]
+    assert questions[2].id in errors[2]
+    assert errors[3] is None
+    assert "text slots" in errors[4]
+    assert all("\n" not in error for error in errors if error)
+
+
+def test_rows_of_other_settings_are_refused(whole, examiner, questions):
+    other = dataclasses.replace(examiner, checkpoint="another step")
+    with pytest.raises(UserError, match="written with other settings"):
+        evaluate(other, questions, task="needle", out=whole)
+
+
+def test_blind_examiner_sees_the_mean_colour(examiner, questions):
+    blind = dataclasses.replace(examiner, blind=True)
+    seen, blank = examiner.load(questions[0]), blind.load(questions[0])
+    np.testing.assert_array_equal(seen.tokens, blank.tokens)
+    assert seen.visuals[0].patches.any()
+    assert not blank.visuals[0].patches.any()
+    assert blind.settings != examiner.settings
