@@ -25,6 +25,8 @@ import av
 import numpy as np
 from PIL import Image, ImageDraw
 
+from videonsa_jax.errors import UserError
+
 Kind = Literal["what", "first", "count"]
 LETTERS = "ABCD"
 SHAPES = ("circle", "square", "triangle", "cross")
@@ -253,7 +255,7 @@ def record(cfg: NeedleConfig, clip: Clip, video: str) -> dict:
         "data_source": f"needle_{cfg.kind}",
         "video": video,
         "conversations": [
-            {"from": "human", "value": f"<video>\n{question}"},
+            {"from": "human", "value": f"<image>\n{question}"},
             {"from": "gpt", "value": clip.answer},
         ],
         "kind": cfg.kind,
@@ -287,7 +289,7 @@ def write_dataset(
       The JSON file of each split.
 
     Raises:
-      ValueError: `out` holds clips of another config.
+      UserError: `out` holds clips of another config.
     """
     out = pathlib.Path(out)
     (out / "videos").mkdir(parents=True, exist_ok=True)
@@ -316,7 +318,7 @@ def _claim(path: pathlib.Path, cfg: NeedleConfig) -> None:
     mine = dataclasses.asdict(cfg)
     if path.exists() and (found := json.loads(path.read_text())) != mine:
         differ = sorted(k for k in mine if found.get(k) != mine[k])
-        raise ValueError(f"{path}: written with other {', '.join(differ)}; use another folder")
+        raise UserError(f"{path}: written with other {', '.join(differ)}; use another folder")
     path.write_text(json.dumps(mine))
 
 
