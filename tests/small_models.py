@@ -153,8 +153,13 @@ def samples(arrays: dict[str, np.ndarray], cfg: ModelConfig) -> list[Sample]:
     return out
 
 
-def batch(rows: list[list[Sample]], cfg: ModelConfig, *, spare: int = 0) -> Batch:
-    """Rows of packed samples, in slots that just fit them or with `spare` more of each kind."""
+def batch(
+    rows: list[list[Sample]], cfg: ModelConfig, *, spare: int = 0, like: Batch | None = None
+) -> Batch:
+    """Rows of packed samples, in slots that just fit them, with `spare` more, or as in `like`."""
+    if like is not None:
+        bucket = pack.Bucket(like.vision_order.shape[1], like.text_order.shape[1])
+        return Batch(**pack.pack(rows, bucket, cfg), frame_patches=like.frame_patches)
     needed = np.max([pack.row_tokens(row, cfg) for row in rows], axis=0)
     bucket = pack.Bucket(*(int(n) + spare for n in needed))
     grids = [visual.grid for row in rows for sample in row for visual in sample.visuals]

@@ -92,7 +92,9 @@ def _generate(graphdef, params, batch, key, max_new_tokens, temperature, top_p, 
 
     def step(state):
         index, finished, out, logits, cache = state
-        tokens = _choose(logits, temperature, top_p, jax.random.fold_in(key, index))
+        tokens = choose_tokens(
+            logits, jax.random.fold_in(key, index), temperature=temperature, top_p=top_p
+        )
         tokens = jnp.where(finished, 0, tokens)
         finished |= jnp.isin(tokens, jnp.array(stop_tokens, jnp.int32))
         logits, cache = decode_step(model, tokens, cache)
@@ -103,8 +105,10 @@ def _generate(graphdef, params, batch, key, max_new_tokens, temperature, top_p, 
     return jax.lax.while_loop(unfinished, step, state)[2]
 
 
-def _choose(logits: jax.Array, temperature: float, top_p: float, key: jax.Array) -> jax.Array:
-    """f32[b v] -> i32[b]."""
+def choose_tokens(
+    logits: jax.Array, key: jax.Array, *, temperature: float, top_p: float
+) -> jax.Array:
+    """f32[b v] -> i32[b]: the likeliest token (temperature 0) or a sample, see `generate`."""
     if temperature == 0:
         return jnp.argmax(logits, axis=-1).astype(jnp.int32)
     logits = logits / temperature
