@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import pathlib
 from collections.abc import Iterable
 
@@ -9,6 +10,7 @@ from videonsa_jax.data.errors import BadSample
 from videonsa_jax.errors import UserError
 
 MIN_SEEN = 20  # samples before the fraction is judged
+UNSEEN = 400  # so many samples to come are taken for good, lest early bad ones end a run by chance
 
 log = logging.getLogger(__name__)
 
@@ -16,9 +18,10 @@ log = logging.getLogger(__name__)
 class Ledger:
     """The account of one process."""
 
-    def __init__(self, path: str | pathlib.Path, max_bad_fraction: float):
-        """`path`: JSONL, continued if it exists."""
+    def __init__(self, path: str | pathlib.Path, max_bad_fraction: float, *, records: int):
+        """`path`: JSONL, continued if it exists; `records`: of one pass over the source."""
         self._path, self._max_bad_fraction = pathlib.Path(path), max_bad_fraction
+        self._records = max(records, 1)
         self._listed = _listed(self._path)
         self.seen = 0  # samples, bad ones included; each pass over the source counts anew
         self.bad = 0
@@ -34,7 +37,9 @@ class Ledger:
         for last in bad:
             self.bad += 1
             self._list(last)
-        if last and self.seen >= MIN_SEEN and self.bad > self._max_bad_fraction * self.seen:
+        passes = math.ceil(self.seen / self._records) * self._records
+        judged = min(passes, self.seen + UNSEEN)
+        if last and self.seen >= MIN_SEEN and self.bad > self._max_bad_fraction * judged:
             raise UserError(
                 f"{self.bad} of {self.seen} samples are bad, more than data.max_bad_fraction="
                 f"{self._max_bad_fraction:g} allows; all are listed in {self._path}, the last is "

@@ -36,7 +36,7 @@ PREFETCHED = 2  # batches made ahead of the training step, by each worker
 
 
 class Batches:
-    """Iterator of dicts: the array fields of `videonsa_jax.batch.Batch`, this process's rows.
+    """Iterator of dicts: the fields of `videonsa_jax.batch.Batch`, with this process's rows.
 
     Its state is small, made of JSON values, and does not depend on the numbers of workers and
     processes: a run may continue with others.
@@ -50,7 +50,7 @@ class Batches:
         frame_patches: int,
     ):
         """`stream`: the settings that must not change when a run continues."""
-        self.frame_patches = frame_patches  # of every batch
+        self._frame_patches = frame_patches
         self._make_iterator, self._ledger, self._stream = make_iterator, ledger, stream
         self._plan: dict | None = None
         self._iterator = make_iterator(None)
@@ -58,14 +58,14 @@ class Batches:
     def __iter__(self) -> "Batches":
         return self
 
-    def __next__(self) -> dict[str, np.ndarray]:
+    def __next__(self) -> dict[str, np.ndarray | int]:
         """Raises UserError: too many samples are bad, or none is good."""
         while True:
             arrays, account = next(self._iterator)
             self._plan = account.next_state
             self._ledger.add(account.seen, account.bad)
             if arrays:
-                return arrays
+                return {**arrays, "frame_patches": self._frame_patches}
 
     @property
     def counts(self) -> dict[str, int]:
@@ -152,7 +152,7 @@ def make_dataset(
 
     return Batches(
         make_iterator,
-        Ledger(bad_samples, data.max_bad_fraction),
+        Ledger(bad_samples, data.max_bad_fraction, records=len(source) // process_count),
         _stream_settings(data, len(source)),
         load.frame_patches(data, model),
     )

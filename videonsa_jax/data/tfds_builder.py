@@ -80,7 +80,8 @@ def prepare(
     """
     if next(pathlib.Path(out).glob("video_chat/*/dataset_info.json"), None):
         raise UserError(f"{out}: holds a prepared dataset already; choose another folder")
-    ledger = Ledger(pathlib.Path(out) / "bad_samples.jsonl", data.max_bad_fraction)
+    bad_samples = pathlib.Path(out) / "bad_samples.jsonl"
+    ledger = Ledger(bad_samples, data.max_bad_fraction, records=len(source))
     reader, kept = FrameReader(data, cfg), 0
 
     def encode(index: int) -> dict | BadSample | None:
@@ -99,6 +100,8 @@ def prepare(
             if example is not None and not is_bad:
                 kept += 1
                 yield index, example
+        if not kept:
+            raise UserError(f"none of {len(source)} samples is left to store in {out}")
 
     VideoChat(examples, str(out)).download_and_prepare()
     return {"seen": ledger.seen, "bad": ledger.bad, "kept": kept}

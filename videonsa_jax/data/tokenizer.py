@@ -7,6 +7,8 @@ from collections.abc import Iterable
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
+from videonsa_jax.errors import UserError
+
 END_OF_TEXT, IM_START, IM_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 VISION_START, VISION_END = "<|vision_start|>", "<|vision_end|>"
 IMAGE_PAD, VIDEO_PAD = "<|image_pad|>", "<|video_pad|>"
@@ -43,7 +45,7 @@ class Tokenizer:
         self._backend = backend
         missing = [name for name in NEEDED_TOKENS if backend.token_to_id(name) is None]
         if missing:
-            raise ValueError(f"{origin}: lacks Qwen's special tokens {', '.join(missing)}")
+            raise UserError(f"{origin}: lacks Qwen's special tokens {', '.join(missing)}")
         self.vocab_size = backend.get_vocab_size()
         self.end_of_text, self.im_start, self.im_end = map(
             backend.token_to_id, (END_OF_TEXT, IM_START, IM_END)
@@ -56,21 +58,21 @@ class Tokenizer:
         """Reads `tokenizer.json` of a Hugging Face directory.
 
         Raises:
-          FileNotFoundError: there is no such file.
-          ValueError: it is not a tokenizer, or lacks one of Qwen's special tokens.
+          UserError: there is no such file, it is not a tokenizer, or it lacks one of Qwen's special
+            tokens.
         """
         path = pathlib.Path(directory) / "tokenizer.json"
         if not path.is_file():
-            raise FileNotFoundError(f"{path}: no such file; give a directory with a tokenizer.json")
+            raise UserError(f"{path}: no such file; give a directory with a tokenizer.json")
         try:
             text = path.read_text(encoding="utf-8")
             json.loads(text)
         except ValueError as error:
-            raise ValueError(f"{path}: not readable as JSON: {error}") from error
+            raise UserError(f"{path}: not readable as JSON: {error}") from error
         try:
             backend = tokenizers.Tokenizer.from_str(text)
         except Exception as error:  # the library raises nothing more specific
-            raise ValueError(
+            raise UserError(
                 f"{path}: not a tokenizer of the library tokenizers: {error}"
             ) from error
         return cls(backend, str(path))
