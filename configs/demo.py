@@ -13,7 +13,7 @@ The variants `first` and `count` (configs/demo.py:first) are for the harder kind
 from ml_collections import ConfigDict
 
 STEPS = {"what": 500, "first": 3_000, "count": 3_000}  # by kind of question
-VOCAB = 352  # bytes, special tokens, and the merges that the questions are worth
+VOCAB = 384  # bytes, special tokens, and the merges that the questions are worth
 
 
 def get_config(kind: str = "what") -> ConfigDict:
