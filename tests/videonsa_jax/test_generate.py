@@ -102,9 +102,11 @@ def test_top_p_keeps_the_smallest_sufficient_set(top_p, kept):
     assert set(_chosen(0, temperature=1.0, top_p=top_p)) == kept
 
 
-def test_generation_samples_with_the_key(setup):
-    model, samples = setup
-    batch = small_models.batch([[s] for s in samples], model.cfg)
+def test_generation_samples_with_the_key():
+    cfg = small_models.config()
+    model = small_models.build(cfg, small_models.random_params(cfg, seed=6))
+    arrays = small_models.inputs([[7], [4]], cfg, padding="right", seed=7)
+    batch = small_models.batch([[s] for s in small_models.samples(arrays, cfg)], cfg)
     settings = {"max_new_tokens": 6, "temperature": 2.0}
     first, again, other = (
         np.asarray(generate(model, batch, key=jax.random.key(seed), **settings))
