@@ -1,6 +1,5 @@
 """Conversation -> Sample: its size from file headers, and the decoding."""
 
-import dataclasses
 import math
 from typing import NamedTuple
 
@@ -57,14 +56,15 @@ class FrameReader:
             least, most = self._data.keep_frames
             if not least <= outline.candidates <= most:
                 return None
-        height, width = self._size(*outline[:3])
+        height, width = self.size(*outline[:3])
         return Outline(outline.frames, height, width)
 
     def read(self, reference: Reference) -> Frames:
         """Decodes; raises like `outline`, and BadSample where a frame does not decode."""
         return reference.read(self._rule, self._resize)
 
-    def _size(self, frames: int, height: int, width: int) -> tuple[int, int]:
+    def size(self, frames: int, height: int, width: int) -> tuple[int, int]:
+        """(height, width) that each of `frames` frames is resized to."""
         return processor.frame_size(
             frames,
             height,
@@ -76,7 +76,7 @@ class FrameReader:
         )
 
     def _resize(self, image: np.ndarray, frames: int) -> np.ndarray:
-        return processor.resize(image, self._size(frames, *image.shape[:2]))
+        return processor.resize(image, self.size(frames, *image.shape[:2]))
 
 
 class Loader:
@@ -127,13 +127,9 @@ class Loader:
                 frames = self._reader.read(reference)
             except ValueError as error:
                 raise BadSample(conversation.name, str(error)) from error
-            visual = processor.visual_from_resized(
-                frames.images, frames.sampled_fps, self._vision, is_video=reference.is_video
+            visuals.append(
+                processor.visual_from_resized(frames, self._vision, is_video=reference.is_video)
             )
-            if reference.is_video:
-                seconds = tuple(frames.seconds.tolist())
-                visual = dataclasses.replace(visual, frame_seconds=seconds)
-            visuals.append(visual)
         return self._sample(conversation, visuals, generation_prompt=generation_prompt)
 
     def _without_patches(self, reference: Reference, outline: Outline, name: str) -> Visual:

@@ -1,5 +1,6 @@
 """Frames -> patches, as Qwen2.5-VL's image processor does it (PIL variant)."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -7,7 +8,7 @@ from PIL import Image
 
 from videonsa_jax.config import VisionConfig
 from videonsa_jax.data.sample import Visual
-from videonsa_jax.data.video import Frames
+from videonsa_jax.data.video import Frames, frames_from_arrays
 
 MAX_ASPECT_RATIO = 200
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -148,20 +149,23 @@ def visual_from_frames(
         max_pixels=max_pixels,
         total_pixels=total_pixels,
     )
-    return visual_from_resized(
-        np.stack([resize(image, size) for image in frames.images]), frames.sampled_fps, cfg
-    )
+    images = np.stack([resize(image, size) for image in frames.images])
+    return visual_from_resized(dataclasses.replace(frames, images=images), cfg)
 
 
-def visual_from_resized(
-    images: np.ndarray, sampled_fps: float, cfg: VisionConfig, *, is_video: bool = True
-) -> Visual:
-    """A video or picture from frames that already have their size: u8[f h w 3]."""
-    return Visual(
-        patches=patchify(images, cfg),
-        grid=grid_of(len(images), images.shape[1], images.shape[2], cfg),
+def visual_from_resized(frames: Frames, cfg: VisionConfig, *, is_video: bool = True) -> Visual:
+    """A video, or one picture, whose frames have the size that `frame_size` gives."""
+    visual = Visual(
+        patches=patchify(frames.images, cfg),
+        grid=grid_of(*frames.images.shape[:3], cfg),
         is_video=is_video,
-        seconds_per_grid=cfg.temporal_patch_size / sampled_fps if is_video else 1.0,
+    )
+    if not is_video:
+        return visual
+    return dataclasses.replace(
+        visual,
+        seconds_per_grid=cfg.temporal_patch_size / frames.sampled_fps,
+        frame_seconds=tuple(frames.seconds.tolist()),
     )
 
 
@@ -169,8 +173,6 @@ def visual_from_image(
     image: np.ndarray, cfg: VisionConfig, *, min_pixels: int, max_pixels: int
 ) -> Visual:
     """One picture, u8[h w 3], resized and cut into patches; it fills the temporal patch alone."""
-    factor = cfg.patch_size * cfg.merge_size
-    size = smart_resize(
-        *image.shape[:2], factor=factor, min_pixels=min_pixels, max_pixels=max_pixels
-    )
-    return visual_from_resized(resize(image, size)[None], 1.0, cfg, is_video=False)
+    size = frame_size(1, *image.shape[:2], cfg, min_pixels=min_pixels, max_pixels=max_pixels)
+    frames = frames_from_arrays([resize(image, size)], fps=1.0)
+    return visual_from_resized(frames, cfg, is_video=False)

@@ -1,6 +1,7 @@
 """Prepared datasets: videos sampled, resized and stored once (TFDS, ArrayRecord, no TensorFlow)."""
 
 import io
+import itertools
 import json
 import pathlib
 from collections.abc import Callable, Iterator
@@ -125,11 +126,13 @@ class PreparedSource:
 
     def __getitem__(self, index: int) -> Conversation:
         example = self._examples[index]
-        record, images = json.loads(example["record"]), iter(example["images"])
+        record = json.loads(example["record"])
+        images, seconds = iter(example["images"]), iter(example["seconds"])
         visuals = tuple(
             Encoded(
                 name=f"{self._directory}[{index}]",
-                images=tuple(next(images) for _ in range(visual["frames"])),
+                images=tuple(itertools.islice(images, visual["frames"])),
+                seconds=tuple(itertools.islice(seconds, visual["frames"])),
                 sampled_fps=visual["sampled_fps"],
                 is_video=visual["is_video"],
             )

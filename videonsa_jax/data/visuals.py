@@ -3,6 +3,8 @@
 import dataclasses
 from typing import NamedTuple, Protocol
 
+import numpy as np
+
 from videonsa_jax.data import video
 from videonsa_jax.data.video import Frames, SamplingRule, Transform
 
@@ -95,6 +97,7 @@ class Encoded:
 
     name: str
     images: tuple[bytes, ...]
+    seconds: tuple[float, ...]  # when each is shown
     sampled_fps: float
     is_video: bool
 
@@ -104,4 +107,5 @@ class Encoded:
     def read(self, rule: SamplingRule, transform: Transform) -> Frames:
         count = len(self.images)
         images = [transform(video.read_image(self.name, data), count) for data in self.images]
-        return video.frames_from_arrays(images, fps=self.sampled_fps)
+        frames = video.frames_from_arrays(images, fps=self.sampled_fps)
+        return dataclasses.replace(frames, seconds=np.array(self.seconds, np.float32))
