@@ -188,7 +188,13 @@ def _open(folder: str | pathlib.Path) -> ocp.CheckpointManager:
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder")
     options = ocp.CheckpointManagerOptions(read_only=True)
-    manager = ocp.CheckpointManager(folder, item_names=ITEMS, options=options)
+    handlers = {  # without them, a manager that has saved nothing cannot tell what is stored
+        "params": ocp.StandardCheckpointHandler(),
+        "run": ocp.StandardCheckpointHandler(),
+        "config": ocp.JsonCheckpointHandler(),
+        "data": ocp.JsonCheckpointHandler(),
+    }
+    manager = ocp.CheckpointManager(folder, item_handlers=handlers, options=options)
     if manager.latest_step() is None:
         raise UserError(f"{folder}: no complete checkpoint in this folder")
     return manager
