@@ -14,6 +14,7 @@ MODEL = config.PRESETS["tiny"]
 GRID = (2, 8, 8)  # 32 merged tokens, two NSA blocks
 BUCKET = Bucket(vision_tokens=32, text_tokens=16)
 ROWS = 8
+FAST_COMPILE = {"xla_backend_optimization_level": 0}  # of programs that run once
 FRAME_PATCHES = frame_patches([GRID], MODEL)
 
 

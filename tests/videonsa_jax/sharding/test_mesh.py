@@ -1,0 +1,32 @@
+"""Meshes have four named axes and use every device."""
+
+import jax
+import pytest
+
+from videonsa_jax.config import MeshConfig
+from videonsa_jax.errors import UserError
+from videonsa_jax.sharding.mesh import join_processes, make_mesh
+
+
+def test_axes_are_named_and_sized():
+    mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
+    assert dict(mesh.shape) == {"data": 2, "fsdp": 2, "tensor": 2, "context": 1}
+
+
+def test_a_product_other_than_the_device_count_is_rejected():
+    with pytest.raises(UserError, match=r"data=1 x fsdp=3 x .* is 3 devices, but there are 8"):
+        make_mesh(MeshConfig(fsdp=3))
+
+
+def test_a_mesh_may_use_some_devices():
+    assert make_mesh(MeshConfig(data=2), jax.devices()[:2]).size == 2
+
+
+def test_one_process_joins_nothing():
+    join_processes(None, None, None)
+    assert jax.process_count() == 1
+
+
+def test_a_missing_process_setting_is_named():
+    with pytest.raises(UserError, match="--process_id is missing"):
+        join_processes("localhost:1234", 2, None)

@@ -1,0 +1,108 @@
+"""Parameters and batches lie on the mesh as the rules say, or an error says why not."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from jax.sharding import PartitionSpec
+
+from tests import synthetic
+from videonsa_jax import config
+from videonsa_jax import state as state_lib
+from videonsa_jax.config import MeshConfig
+from videonsa_jax.errors import UserError
+from videonsa_jax.sharding import rules, shard
+from videonsa_jax.sharding.mesh import make_mesh
+from videonsa_jax.sharding.rules import Rules
+
+MESHES = {
+    "dp": MeshConfig(data=8),
+    "fsdp": MeshConfig(fsdp=8),
+    "tp": MeshConfig(data=4, tensor=2),
+    "fsdp_tp": MeshConfig(data=2, fsdp=2, tensor=2),
+}
+KERNEL_SPECS = {  # preset -> spec of text/layers/{attn/q [l d n h], mlp/down [l f d]}/kernel
+    "dp": ((None, None, None, None), (None, None, None)),
+    "fsdp": ((None, "fsdp", None, None), (None, None, "fsdp")),
+    "tp": ((None, None, "tensor", None), (None, "tensor", None)),
+    "fsdp_tp": ((None, "fsdp", "tensor", None), (None, "tensor", "fsdp")),
+}
+
+
+def layouts_of(preset: str, mesh: MeshConfig, model: str) -> list[shard.ParamLayout]:
+    cfg = synthetic.run_config(model=config.PRESETS[model], sharding=rules.PRESETS[preset])
+    return state_lib.abstract_model(cfg, make_mesh(mesh))[1]
+
+
+def test_every_preset_is_tested():
+    assert MESHES.keys() == KERNEL_SPECS.keys() == rules.PRESETS.keys()
+
+
+@pytest.mark.parametrize("model", ["tiny", "qwen2_5_vl_7b"])
+@pytest.mark.parametrize("preset", sorted(MESHES))
+def test_parameters_are_split_as_written(preset, model):
+    layouts = {x.path: x for x in layouts_of(preset, MESHES[preset], model)}
+    query, down = KERNEL_SPECS[preset]
+    assert layouts["text/layers/attn/q/kernel"].sharding.spec == PartitionSpec(*query)
+    assert layouts["text/layers/mlp/down/kernel"].sharding.spec == PartitionSpec(*down)
+    assert layouts["text/norm/scale"].sharding.spec == PartitionSpec(None)
+
+
+def test_bytes_per_device_count_the_shard():
+    whole, split = (
+        sum(x.bytes_per_device for x in layouts_of(preset, MESHES[preset], "qwen2_5_vl_7b"))
+        for preset in ("dp", "fsdp")
+    )
+    size = sum(x.size for x in layouts_of("dp", MESHES["dp"], "qwen2_5_vl_7b"))
+    assert whole == 4 * size
+    assert split < whole / 7.9  # all but norms and biases
+
+
+def test_the_table_lists_every_parameter_and_the_total():
+    layouts = layouts_of("fsdp_tp", MESHES["fsdp_tp"], "tiny")
+    lines = shard.describe_layouts(layouts).splitlines()
+    assert len(lines) == len(layouts) + 2
+    assert "(-, fsdp, tensor, -)" in next(line for line in lines if "text/layers/attn/q/k" in line)
+    assert f"{sum(x.size for x in layouts):,}" in lines[-1]
+
+
+def test_an_uneven_split_names_parameter_and_remedy():
+    message = r"text/layers/attn/k/.*: its 'kv_heads' dimension of 4 cannot be split over 8"
+    with pytest.raises(UserError, match=message):
+        layouts_of("tp", MeshConfig(tensor=8), "qwen2_5_vl_7b")
+
+
+def test_an_idle_mesh_axis_is_rejected():
+    with pytest.raises(UserError, match=r"config.mesh.tensor=2, but config.sharding splits noth"):
+        layouts_of("fsdp", MeshConfig(fsdp=4, tensor=2), "tiny")
+
+
+def test_one_mesh_axis_twice_in_a_parameter_is_rejected():
+    class Square(nnx.Module):
+        def __init__(self):
+            self.kernel = nnx.Param(jnp.zeros((8, 8)), logical_axes=("embed", "mlp"))
+
+    state = nnx.state(Square())
+    with pytest.raises(ValueError, match="use a mesh axis twice"):
+        shard.param_layouts(state, Rules(mlp="fsdp", embed="fsdp"), make_mesh(MeshConfig(fsdp=8)))
+
+
+def test_a_batch_is_split_by_rows():
+    mesh = make_mesh(MESHES["fsdp_tp"])
+    arrays = synthetic.batch(0)
+    batch = shard.global_batch(arrays, 64, Rules(), mesh)
+    assert batch.frame_patches == 64
+    assert batch.patches.sharding.shard_shape(batch.patches.shape)[0] == 2
+    for name, value in arrays.items():
+        np.testing.assert_array_equal(getattr(batch, name), value)
+
+
+def test_rows_that_do_not_divide_are_rejected():
+    with pytest.raises(UserError, match="6 rows a step cannot be split"):
+        shard.global_batch(synthetic.batch(0, rows=6), 64, Rules(), make_mesh(MESHES["fsdp"]))
+
+
+def test_constraints_need_no_mesh():
+    x = jax.numpy.ones((2, 2))
+    assert Rules().constrain(x, "batch", None) is x
