@@ -286,8 +286,9 @@ def _decode(path: str | pathlib.Path, scan: _Scan, indices: np.ndarray) -> Itera
     wanted = sorted(set(indices.tolist()))
     with _opened(path) as (container, stream):
         if not len(scan.pts):
+            chosen = set(wanted)
             for index, frame in enumerate(container.decode(stream)):
-                if index in wanted and not frame.is_corrupt:
+                if index in chosen and not frame.is_corrupt:
                     yield index, frame
             return
         position, frames = -math.inf, container.decode(stream)
