@@ -36,7 +36,9 @@ PREFETCHED = 2  # batches made ahead of the training step, by each worker
 
 
 class Batches:
-    """Iterator of dicts: the fields of `videonsa_jax.batch.Batch`, with this process's rows.
+    """Iterator of dicts: the array fields of `videonsa_jax.batch.Batch`, this process's rows.
+
+    `frame_patches` is the static field that goes with all of them.
 
     Its state is small, made of JSON values, and does not depend on the numbers of workers and
     processes: a run may continue with others.
@@ -49,8 +51,8 @@ class Batches:
         stream: dict,
         frame_patches: int,
     ):
-        """`stream`: the settings that must not change when a run continues."""
-        self._frame_patches = frame_patches
+        """`stream`: settings that must not change when a run continues."""
+        self.frame_patches = frame_patches
         self._make_iterator, self._ledger, self._stream = make_iterator, ledger, stream
         self._plan: dict | None = None
         self._iterator = make_iterator(None)
@@ -58,14 +60,14 @@ class Batches:
     def __iter__(self) -> "Batches":
         return self
 
-    def __next__(self) -> dict[str, np.ndarray | int]:
+    def __next__(self) -> dict[str, np.ndarray]:
         """Raises UserError: too many samples are bad, or none is good."""
         while True:
             arrays, account = next(self._iterator)
             self._plan = account.next_state
             self._ledger.add(account.seen, account.bad)
             if arrays:
-                return {**arrays, "frame_patches": self._frame_patches}
+                return arrays
 
     @property
     def counts(self) -> dict[str, int]:
