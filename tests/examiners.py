@@ -1,16 +1,14 @@
-"""A tiny model with random weights, and real videos with questions to ask it."""
+"""A tiny model with random weights, large enough to matter, and real videos to ask it about."""
 
 import dataclasses
 import pathlib
 
-from flax import nnx
-
+from tests import small_models
 from videonsa_jax import config
-from videonsa_jax.config import ComputeConfig, DataConfig, EvalConfig, ModelConfig, NSAConfig
+from videonsa_jax.config import DataConfig, EvalConfig, ModelConfig, NSAConfig
 from videonsa_jax.data import needle
 from videonsa_jax.data.tokenizer import Tokenizer, train_bpe
 from videonsa_jax.evaluation.runner import Examiner
-from videonsa_jax.model import VideoNSA
 
 CLIPS = needle.NeedleConfig(kind="first", seconds=2.0, fps=8, pixels=56, event_seconds=0.25)
 VISION_TOKENS = 32  # 8 frame pairs of 4 tokens
@@ -31,7 +29,9 @@ def model_config(tokenizer: Tokenizer) -> ModelConfig:
     tiny = config.PRESETS["tiny"]
     return dataclasses.replace(
         tiny,
-        text=dataclasses.replace(tiny.text, vocab_size=288, d_model=64, d_ff=96, head_dim=32),
+        text=dataclasses.replace(
+            tiny.text, vocab_size=288, d_model=64, d_ff=96, tie_embeddings=False
+        ),
         nsa=NSAConfig(block_size=4, block_count=2, window_size=6),
         image_token_id=tokenizer.image_pad,
         video_token_id=tokenizer.video_pad,
@@ -55,9 +55,9 @@ def data_config(questions: pathlib.Path, tokenizer: pathlib.Path) -> DataConfig:
 def build(folder: pathlib.Path, questions: pathlib.Path) -> Examiner:
     """An examiner in float32; its tokenizer is written to `folder`."""
     tokenizer = write_tokenizer(folder)
-    compute = ComputeConfig(dtype="float32", remat="none")
+    cfg = model_config(tokenizer)
     return Examiner(
-        model=VideoNSA(model_config(tokenizer), compute=compute, rngs=nnx.Rngs(0)),
+        model=small_models.build(cfg, small_models.random_params(cfg, seed=0)),
         tokenizer=tokenizer,
         data=data_config(questions, folder),
         cfg=EvalConfig(batch=4, max_new_tokens=4),

@@ -92,7 +92,7 @@ def _figure(rows: Sequence[dict[str, Any]], tokens: int):
         title=f"Mean gate and interquartile range of {tokens:,} vision tokens",
     )
     axes.xaxis.get_major_locator().set_params(integer=True)
-    axes.legend(frameon=False, ncols=len(BRANCHES), loc="upper center")
+    figure.legend(frameon=False, ncols=len(BRANCHES), loc="outside lower center")
     report.tidy(axes)
     return figure
 

@@ -73,10 +73,11 @@ def _figure(tables: Mapping[str, Sequence[Mapping[str, Any]]]):
 
 
 def _running_mean(values: np.ndarray, width: int) -> np.ndarray:
-    """The mean of each value and the width - 1 before it, fewer at the start."""
+    """The mean of about `width` values around each, fewer at the ends."""
     sums = np.cumsum(np.insert(values, 0, 0))
-    stop = np.arange(1, len(values) + 1)
-    start = np.maximum(stop - width, 0)
+    middle = np.arange(len(values))
+    start = np.maximum(middle - width // 2, 0)
+    stop = np.minimum(middle + width // 2 + 1, len(values))
     return (sums[stop] - sums[start]) / (stop - start)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 
 from pallas_kernels.blocks import unpack
 from videonsa_jax.analysis import frames, inputs, report, trace
@@ -20,9 +21,10 @@ from videonsa_jax.evaluation.runner import Examiner
 
 MAX_PICTURES = 16
 PANELS = {
-    "by_last": "by the last frames",
-    "by_later": "by all later blocks",
+    "by_last": "queries of the last frames that select a block",
+    "by_later": "queries of later blocks that select a block (grey: there are none)",
 }
+WIDTH = 9.5  # inches, of the strip
 
 
 def strip(examiner: Examiner, question: Question, out: str | pathlib.Path) -> dict[str, Any]:
@@ -98,6 +100,8 @@ def _title(question: Question, generated: str) -> str:
     """The question's first line, the model's answer and the right one."""
     text = re.sub(r"<(?:image|video)>\s*", "", question.prompt).strip().splitlines()[0]
     parsed, correct = scoring.score(generated, question)
+    if parsed is None:
+        return f"{text}\nno answer, right is {question.answer}"
     named = dict(zip(scoring.LETTERS, question.options, strict=False))
 
     def show(answer):
@@ -109,39 +113,41 @@ def _title(question: Question, generated: str) -> str:
 
 def _figure(rows: Sequence[dict], steps: Sequence[frames.Step], title: str, block_size: int):
     layers = rows[-1]["layer"] + 1
-    height = 0.4 + 0.16 * max(layers, 4)
-    figure = report.new_figure(11, 2.2 + 2 * height)
-    pictures, *heats = figure.subplots(3, 1, sharex=True, height_ratios=(1.2, height, height))
+    height, width = steps[0].image.shape[:2]
+    strip_height = WIDTH / min(len(steps), MAX_PICTURES) * height / width
+    heat_height = 0.14 * max(layers, 5)
+    figure = report.new_figure(WIDTH + 1.5, strip_height + 2 * heat_height + 1.8)
+    ratios = (strip_height, heat_height, heat_height)
+    pictures, *heats = figure.subplots(3, 1, sharex=True, height_ratios=ratios)
     figure.suptitle(title, fontsize=11)
     _draw_pictures(pictures, steps, block_size)
     stop = sum(step.tokens for step in steps) / block_size
     for axes, (name, label) in zip(heats, PANELS.items(), strict=True):
         values = np.array([row[name] for row in rows]).reshape(layers, -1)
-        edges = np.minimum(np.arange(values.shape[1] + 1), stop)
-        mesh = axes.pcolormesh(
-            edges, np.arange(layers + 1) - 0.5, values, vmin=0, vmax=1, cmap="viridis"
-        )
-        axes.set(ylabel="layer", title=f"blocks selected {label}", facecolor="0.92")
-        axes.title.set_size(10)
+        edges = np.minimum(np.arange(values.shape[1] + 1), stop) - 0.5
+        lines = np.arange(layers + 1) - 0.5
+        mesh = axes.pcolormesh(edges, lines, values, vmin=0, vmax=1, cmap="viridis")
+        axes.set_title(label, fontsize=10)
+        axes.set(ylabel="layer", facecolor="0.92")
         axes.yaxis.get_major_locator().set_params(integer=True)
         axes.spines[:].set_visible(False)
-    heats[-1].set_xlabel(f"block of {block_size} vision tokens (grey: no later block)")
-    figure.colorbar(mesh, ax=heats, label="share of queries and KV heads", pad=0.01, aspect=30)
+    heats[-1].set_xlabel(f"block of {block_size} vision tokens")
+    heats[-1].xaxis.get_major_locator().set_params(integer=True)
+    figure.colorbar(mesh, ax=heats, label="share", pad=0.01, aspect=20)
     return figure
 
 
-def _draw_pictures(axes, steps: Sequence[frames.Step], block_size: int) -> None:
+def _draw_pictures(axes: Axes, steps: Sequence[frames.Step], block_size: int) -> None:
     """One picture per stretch of equal length, from the stretch's middle, above its blocks."""
-    edges = np.cumsum([0, *(step.tokens for step in steps)]) / block_size
-    stretches = np.array_split(np.arange(len(steps)), min(len(steps), MAX_PICTURES))
-    for stretch in stretches:
+    edges = np.cumsum([0, *(step.tokens for step in steps)]) / block_size - 0.5
+    for stretch in np.array_split(np.arange(len(steps)), min(len(steps), MAX_PICTURES)):
         step = steps[stretch[len(stretch) // 2]]
         left, right = edges[stretch[0]], edges[stretch[-1] + 1]
-        gap = 0.03 * (right - left)
+        gap = 0.02 * (right - left)
         axes.imshow(step.image, extent=(left + gap, right - gap, 0, 1), aspect="auto")
         if step.seconds is not None:
-            axes.text((left + right) / 2, 1.03, f"{step.seconds:.1f} s", ha="center", fontsize=8)
-    axes.set(xlim=(0, edges[-1]), ylim=(0, 1))
+            axes.text((left + right) / 2, 1.03, f"{step.seconds:.3g} s", ha="center", fontsize=8)
+    axes.set(xlim=(edges[0], edges[-1]), ylim=(0, 1))
     axes.set_axis_off()
 
 

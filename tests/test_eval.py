@@ -1,0 +1,108 @@
+"""The evaluation program, from a folder of weights to a summary."""
+
+import dataclasses
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import pytest
+from flax import nnx
+
+import eval as program
+from tests import examiners
+from videonsa_jax import checkpoint
+from videonsa_jax.config import ComputeConfig, EvalConfig, OptimConfig, TrainConfig
+from videonsa_jax.errors import UserError
+from videonsa_jax.parse import RunConfig
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("eval")
+
+
+@pytest.fixture(scope="module")
+def examiner(folder):
+    examiner = examiners.build(folder, examiners.write_clips(folder, 6))
+    params = nnx.to_pure_dict(nnx.state(examiner.model, nnx.Param))
+    checkpoint.save_params(folder / "weights", params, examiner.model.cfg)
+    return examiner
+
+
+@pytest.fixture(scope="module")
+def cfg(examiner):
+    return RunConfig(
+        model=examiner.model.cfg,
+        data=examiner.data,
+        optim=OptimConfig(),
+        train=TrainConfig(steps=1),
+        compute=ComputeConfig(dtype="float32", remat="none"),
+        eval=EvalConfig(needle=examiner.data.source[0], batch=4, max_new_tokens=4),
+    )
+
+
+def run(cfg, folder, out, **changes):
+    devices = jax.devices()[:1]
+    return program.run(cfg, str(folder / "weights"), ["needle"], out, devices=devices, **changes)
+
+
+def rows_of(folder):
+    return [json.loads(line) for line in (folder / "needle.jsonl").read_text().splitlines()]
+
+
+def test_program_answers_as_the_model_in_memory_does(cfg, folder, examiner, tmp_path):
+    (summary,) = run(cfg, folder, tmp_path)
+    assert summary["n"] == 6
+    assert summary["checkpoint"].endswith("weights step 0")
+    questions = program.setup.load_questions(cfg, "needle")
+    generated = examiner.answer([examiner.load(question) for question in questions[:4]])
+    assert generated == [row["generated"] for row in rows_of(tmp_path)[:4]]
+    assert "accuracy" in program.describe(summary)
+
+
+def test_limit_can_be_raised_later(cfg, folder, tmp_path):
+    assert run(cfg, folder, tmp_path, limit=2)[0]["n"] == 2
+    first = rows_of(tmp_path)
+    assert run(cfg, folder, tmp_path)[0]["n"] == 6
+    assert rows_of(tmp_path)[:2] == first
+
+
+def test_checkpoint_of_another_model_is_refused(cfg, folder, tmp_path):
+    text = dataclasses.replace(cfg.model.text, d_ff=32)
+    other = dataclasses.replace(cfg, model=dataclasses.replace(cfg.model, text=text))
+    with pytest.raises(UserError, match="is a checkpoint of another model"):
+        run(other, folder, tmp_path)
+
+
+def test_task_without_a_file_says_which_field_to_set(cfg, folder, tmp_path):
+    with pytest.raises(UserError, match=r"write --config\.eval\.needle=FILE"):
+        run(dataclasses.replace(cfg, eval=EvalConfig()), folder, tmp_path)
+
+
+def test_missing_tokenizer_is_named(cfg, folder, tmp_path):
+    data = dataclasses.replace(cfg.data, tokenizer=str(tmp_path))
+    with pytest.raises(UserError, match=r"tokenizer\.json: no such file"):
+        run(dataclasses.replace(cfg, data=data), folder, tmp_path)
+
+
+def test_command_line_reports_a_wrong_field_in_one_line(tmp_path):
+    command = [
+        sys.executable,
+        "eval.py",
+        "--config=configs/videonsa_7b_sft.py:smoke",
+        "--checkpoint=nowhere",
+        "--task=needle",
+        f"--out={tmp_path}",
+        "--config.eval.bach=3",
+    ]
+    done = subprocess.run(
+        command, cwd=ROOT, env=os.environ, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("eval.py: unknown field config.eval.bach; did you mean")
+    assert done.stderr.count("\n") == 1
