@@ -38,8 +38,8 @@ class RunConfig:
 
     model: ModelConfig
     data: DataConfig
-    optim: OptimConfig
     train: TrainConfig
+    optim: OptimConfig = dataclasses.field(default_factory=OptimConfig)
     compute: ComputeConfig = dataclasses.field(default_factory=ComputeConfig)
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
     eval: EvalConfig = dataclasses.field(default_factory=EvalConfig)
