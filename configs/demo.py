@@ -12,7 +12,7 @@ The variants `first` and `count` (configs/demo.py:first) are for the harder kind
 
 from ml_collections import ConfigDict
 
-STEPS = {"what": 500, "first": 3_000, "count": 3_000}  # by kind of question
+STEPS = {"what": 400, "first": 3_000, "count": 3_000}  # by kind of question
 VOCAB = 384  # bytes, special tokens, and the merges that the questions are worth
 
 
@@ -41,7 +41,7 @@ def get_config(kind: str = "what") -> ConfigDict:
         buckets=((128, 64),),
         threads=2,
     )
-    c.optim = dict(lr=5e-4, b2=0.99, final_lr_ratio=0.05)
+    c.optim = dict(lr=3e-4, b2=0.99, final_lr_ratio=0.05)
     c.train = dict(steps=STEPS[kind], log_every=10, save_every=100, keep=1)
     c.eval = dict(needle="runs/demo/clips/heldout.json", batch=20, max_new_tokens=4)
     return c
