@@ -62,3 +62,20 @@ def build(folder: pathlib.Path, questions: pathlib.Path) -> Examiner:
         data=data_config(questions, folder),
         cfg=EvalConfig(batch=4, max_new_tokens=4),
     )
+
+
+def write_config(path: pathlib.Path, examiner: Examiner) -> pathlib.Path:
+    """A config file of the examiner's model, data and evaluation."""
+    sections = {
+        "model": dataclasses.asdict(examiner.model.cfg),
+        "compute": dataclasses.asdict(examiner.model.compute),
+        "data": dataclasses.asdict(examiner.data),
+        "eval": dataclasses.asdict(examiner.cfg) | {"needle": examiner.data.source[0]},
+        "optim": {},
+        "train": {"steps": 1},
+    }
+    path.write_text(
+        "from ml_collections import ConfigDict\n\n\n"
+        f"def get_config():\n    return ConfigDict({sections!r})\n"
+    )
+    return path

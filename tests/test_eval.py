@@ -14,7 +14,7 @@ from flax import nnx
 import eval as program
 from tests import examiners
 from videonsa_jax import checkpoint
-from videonsa_jax.config import ComputeConfig, EvalConfig, OptimConfig, TrainConfig
+from videonsa_jax.config import ComputeConfig, EvalConfig, MeshConfig, OptimConfig, TrainConfig
 from videonsa_jax.errors import UserError
 from videonsa_jax.parse import RunConfig
 
@@ -52,7 +52,8 @@ def run(cfg, folder, out, **changes):
 
 
 def rows_of(folder):
-    return [json.loads(line) for line in (folder / "needle.jsonl").read_text().splitlines()]
+    with (folder / "needle.jsonl").open(encoding="utf-8") as file:
+        return [json.loads(line) for line in file]
 
 
 def test_program_answers_as_the_model_in_memory_does(cfg, folder, examiner, tmp_path):
@@ -70,6 +71,13 @@ def test_limit_can_be_raised_later(cfg, folder, tmp_path):
     first = rows_of(tmp_path)
     assert run(cfg, folder, tmp_path)[0]["n"] == 6
     assert rows_of(tmp_path)[:2] == first
+
+
+def test_answers_do_not_depend_on_the_mesh(cfg, folder, tmp_path):
+    run(cfg, folder, tmp_path / "one")
+    eight = dataclasses.replace(cfg, mesh=MeshConfig(data=2, fsdp=4))
+    program.run(eight, str(folder / "weights"), ["needle"], tmp_path / "eight")
+    assert rows_of(tmp_path / "one") == rows_of(tmp_path / "eight")
 
 
 def test_checkpoint_of_another_model_is_refused(cfg, folder, tmp_path):

@@ -41,10 +41,10 @@ def profile(
     with Progress("gates", len(samples)) as progress:
         for sample in samples:
             batch = examiner.batch([sample])
-            seen = batch.vision_order >= 0
+            seen = batch.vision_order[0] >= 0
             tokens += int(seen.sum())
             for layer, decisions in enumerate(trace.layers(examiner.model, batch)):
-                gates = np.asarray(decisions.gates)[seen]  # [tokens n 3]
+                gates = np.asarray(decisions.gates[0])[seen]  # [tokens n 3]
                 sums[layer] += gates.sum(axis=(0, 1), dtype=np.float64)
                 for branch in range(len(BRANCHES)):
                     counts[layer, branch] += np.histogram(gates[..., branch], BINS, (0, 1))[0]

@@ -52,7 +52,7 @@ def read_records(path: str | pathlib.Path) -> list[dict[str, Any]]:
     text = path.read_text(encoding="utf-8")
     if text.lstrip().startswith("["):
         return _parse(text, str(path))
-    lines = enumerate(text.splitlines(), start=1)
+    lines = enumerate(text.split("\n"), start=1)
     return [_parse(line, f"{path}:{number}") for number, line in lines if line.strip()]
 
 

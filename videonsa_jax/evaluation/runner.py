@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import math
 import pathlib
 import time
 from collections import deque
@@ -10,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import jax
 import numpy as np
 
 from videonsa_jax.batch import Batch
@@ -25,6 +27,7 @@ from videonsa_jax.evaluation.question import Question
 from videonsa_jax.evaluation.results import ResultFile, write_json
 from videonsa_jax.generate import generate
 from videonsa_jax.model import VideoNSA
+from videonsa_jax.sharding.rules import Rules
 
 SAMPLING = ("fps", "min_frames", "max_frames", "min_pixels", "max_pixels", "total_pixels")
 
@@ -100,8 +103,10 @@ class Examiner:
         return Bucket(*min(fitting)) if fitting else None
 
     def batch(self, samples: Sequence[Sample]) -> Batch:
-        """One prompt per row, all of the same bucket."""
-        arrays = pack.pack([[s] for s in samples], self.bucket(samples[0]), self.model.cfg)
+        """One prompt per row, all of the same bucket; the mesh may ask for spare rows."""
+        spare = -len(samples) % _row_shards(self.model.rules)
+        rows = [[sample] for sample in samples] + [[samples[-1]]] * spare
+        arrays = pack.pack(rows, self.bucket(samples[0]), self.model.cfg)
         return Batch(**arrays, frame_patches=load.frame_patches(self.data, self.model.cfg))
 
     def _generate(self, samples: list[Sample]) -> list[str]:
@@ -205,41 +210,33 @@ def _rows(
     good = [sample for sample in samples if isinstance(sample, Sample)]
     answers = iter(examiner.answer(good))
     return [
-        _failed_row(question, sample)
+        _row(question, error=sample)
         if isinstance(sample, BadSample)
         else _row(question, sample, next(answers))
         for question, sample in zip(questions, samples, strict=True)
     ]
 
 
-def _row(question: Question, sample: Sample, generated: str) -> dict[str, Any]:
-    parsed, correct = scoring.score(generated, question)
-    return {
+def _row(
+    question: Question,
+    sample: Sample | None = None,
+    generated: str | None = None,
+    error: BadSample | None = None,
+) -> dict[str, Any]:
+    """With a sample and its answer, or with an error."""
+    parsed, correct = (None, False) if error else scoring.score(generated, question)
+    row = {
         "id": question.id,
         "kind": question.kind,
         "prompt": question.prompt,
         "options": question.options,
-        "frames": [_frames(visual) for visual in sample.visuals],
+        "frames": [] if error else [_frames(visual) for visual in sample.visuals],
         "generated": generated,
         "parsed": parsed,
         "answer": question.answer,
         "correct": correct,
     }
-
-
-def _failed_row(question: Question, error: BadSample) -> dict[str, Any]:
-    return {
-        "id": question.id,
-        "kind": question.kind,
-        "prompt": question.prompt,
-        "options": question.options,
-        "frames": [],
-        "generated": None,
-        "parsed": None,
-        "answer": question.answer,
-        "correct": False,
-        "error": str(error),
-    }
+    return {**row, "error": str(error)} if error else row
 
 
 def _frames(visual: Visual) -> dict[str, Any]:
@@ -249,6 +246,14 @@ def _frames(visual: Visual) -> dict[str, Any]:
         "seconds": [round(second, 3) for second in visual.frame_seconds],
         "grid": visual.grid,
     }
+
+
+def _row_shards(rules: Rules) -> int:
+    """Into how many parts rows are split under the mesh of `jax.set_mesh`."""
+    mesh = jax.sharding.get_abstract_mesh()
+    axes = rules.batch or ()
+    axes = (axes,) if isinstance(axes, str) else axes
+    return 1 if mesh.empty else math.prod(mesh.shape[axis] for axis in axes)
 
 
 def _blank(visual: Visual) -> Visual:

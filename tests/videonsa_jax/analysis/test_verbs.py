@@ -6,9 +6,11 @@ import json
 
 import numpy as np
 import pytest
+from flax import nnx
 from PIL import Image
 
 from tests import examiners
+from videonsa_jax import checkpoint
 from videonsa_jax.analysis import __main__ as program
 from videonsa_jax.analysis import attended, frames, gates, loss, selection
 from videonsa_jax.config import NSAConfig
@@ -118,6 +120,23 @@ def test_frames_come_back_from_patches(examiner, questions):
     np.testing.assert_array_equal(images[::2], [step.image for step in steps])
     again = frames.processor.patchify(images, examiner.model.cfg.vision)
     np.testing.assert_allclose(again, sample.visuals[0].patches, atol=1e-5)
+
+
+def test_command_line_draws_a_checkpoint(examiner, questions, tmp_path):
+    params = nnx.to_pure_dict(nnx.state(examiner.model, nnx.Param))
+    checkpoint.save_params(tmp_path / "weights", params, examiner.model.cfg)
+    common = [
+        f"--config={examiners.write_config(tmp_path / 'config.py', examiner)}",
+        "--config.mesh.data=8",
+        f"--out={tmp_path}",
+    ]
+    opened = [*common, f"--checkpoint={tmp_path / 'weights'}"]
+    program.main(["selection", *opened, f"--question={questions[1].id}"])
+    assert summary_of(tmp_path, "selection")["id"] == questions[1].id
+    program.main(["gates", *opened, "--limit=1"])
+    assert summary_of(tmp_path, "gates")["samples"] == 1
+    program.main(["attended", *common, "--tokens", "64", "128"])
+    assert len(table_of(tmp_path, "attended")) == 2
 
 
 def test_attended_writes_one_row_per_length(tmp_path):

@@ -35,7 +35,8 @@ def whole(examiner, questions, tmp_path_factory):
 
 
 def rows_of(folder):
-    return [json.loads(line) for line in (folder / "needle.jsonl").read_text().splitlines()]
+    with (folder / "needle.jsonl").open(encoding="utf-8") as file:
+        return [json.loads(line) for line in file]
 
 
 def test_rows_say_what_was_asked_seen_and_answered(whole, questions):
