@@ -171,7 +171,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--heldout", type=int, default=200, help="clips to be asked about")
     parser.add_argument("--override", action="append", default=[], help=argparse.SUPPRESS)
     args = parser.parse_args(parse.override_flags(argv))
-    logging.set_verbosity(logging.WARNING)  # Orbax reports every file at INFO
+    logging.set_verbosity(logging.ERROR)  # Orbax warns of every folder it only reads
     counts = {"train": args.train, "heldout": args.heldout}
     demo = Demo(args.workdir, needle.NeedleConfig(kind=args.kind), counts, args.override)
     try:

@@ -16,6 +16,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
 from fractions import Fraction
@@ -24,6 +25,7 @@ from typing import Literal, get_args
 import av
 import numpy as np
 from PIL import Image, ImageDraw
+from tqdm import tqdm
 
 from videonsa_jax.errors import UserError
 
@@ -324,7 +326,10 @@ def _claim(path: pathlib.Path, cfg: NeedleConfig) -> None:
 
 def main() -> None:
     """Writes a dataset."""
-    parser = argparse.ArgumentParser(description="Write generated clips with questions.")
+    parser = argparse.ArgumentParser(
+        prog="python -m videonsa_jax.data.needle",
+        description="Write generated clips with questions.",
+    )
     parser.add_argument("--out", required=True, help="folder to write")
     parser.add_argument("--train", type=int, default=1000, help="clips to train on")
     parser.add_argument("--heldout", type=int, default=200, help="clips to evaluate on")
@@ -335,9 +340,10 @@ def main() -> None:
     args = vars(parser.parse_args())
     out, counts = args.pop("out"), {split: args.pop(split) for split in SPLITS}
     try:
-        write_dataset(out, NeedleConfig(**args), counts)
+        with tqdm(total=sum(counts.values()), unit="clip", delay=1) as bar:
+            write_dataset(out, NeedleConfig(**args), counts, lambda *_: bar.update())
     except ValueError as error:
-        parser.error(str(error))
+        sys.exit(f"{parser.prog}: {error}")
 
 
 if __name__ == "__main__":
