@@ -13,8 +13,7 @@ SMALL = ["--train=16", "--heldout=8", "--config.train.steps=4", "--config.train.
 
 
 def demo(workdir: pathlib.Path, *flags: str) -> subprocess.CompletedProcess:
-    env = {**os.environ, "JAX_PLATFORMS": "cpu"}
-    env.pop("XLA_FLAGS", None)  # one device
+    env = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1"}
     command = [sys.executable, "-m", "examples.demo", f"--workdir={workdir}", *SMALL, *flags]
     return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
 
