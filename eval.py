@@ -34,7 +34,7 @@ flags.DEFINE_bool("blind", False, "blank all frames: what do the questions alone
 def main(argv: Sequence[str]) -> None:
     """Reads flags, evaluates, prints one line per task."""
     del argv
-    logging.set_verbosity(logging.WARNING)  # Orbax reports every file at INFO
+    logging.set_verbosity(logging.ERROR)  # Orbax warns that a checkpoint is opened to be read
     args = flags.FLAGS
     try:
         cfg = parse.parse(parse.load_config(args.config), args.override)

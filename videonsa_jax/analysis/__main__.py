@@ -4,6 +4,8 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from absl import logging
+
 from videonsa_jax import parse
 from videonsa_jax.analysis import attended, gates, loss, selection
 from videonsa_jax.errors import UserError
@@ -20,6 +22,7 @@ def main(argv: Sequence[str]) -> None:
         verb = verbs.add_parser(name, help=summary, description=summary)
         module.add_arguments(verb)
         verb.add_argument("--out", required=True, help="folder of the CSV, PNG and JSON files")
+    logging.set_verbosity(logging.ERROR)  # Orbax warns that a checkpoint is opened to be read
     args = parser.parse_args(parse.override_flags(argv))
     try:
         VERBS[args.verb].main(args)
