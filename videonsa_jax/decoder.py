@@ -60,10 +60,8 @@ def _store(cache: Cache, layer: jax.Array, keys: jax.Array, values: jax.Array):
     at = (layer, 0, cache.next_slot, 0, 0)
     cache = dataclasses.replace(
         cache,
-        keys=jax.lax.dynamic_update_slice(cache.keys, keys[None].astype(cache.keys.dtype), at),
-        values=jax.lax.dynamic_update_slice(
-            cache.values, values[None].astype(cache.keys.dtype), at
-        ),
+        keys=jax.lax.dynamic_update_slice(cache.keys, keys[None], at),
+        values=jax.lax.dynamic_update_slice(cache.values, values[None], at),
     )
     return cache, (cache.keys[layer], cache.values[layer])
 
@@ -134,7 +132,12 @@ class TextDecoder(nnx.Module):
 
 
 def _advance(cache: Cache, order: Streams, positions: Streams) -> Cache:
-    """Enters the tokens at hand in the cache's book-keeping, all but `next_slot`."""
+    """Enters the tokens at hand in the cache's book-keeping, all but `next_slot`.
+
+    The next rotary id is one past the largest so far. That continues the text, except where a
+    config advances positions as transformers 5 does and a long video's times run past the text:
+    generation there goes on after the video's last time, and so it does here.
+    """
     order, positions = order.joined(), positions.joined().max(axis=-1)
     last = jnp.where(order >= 0, positions, -1).max(axis=1)
     return dataclasses.replace(
