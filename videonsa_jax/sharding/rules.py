@@ -65,4 +65,5 @@ PRESETS: dict[str, Rules] = {
     "fsdp": Rules(**_NO_TENSOR),  # parameters are split, gathered layer by layer
     "tp": Rules(embed=None),  # heads, mlp and vocabulary are split
     "fsdp_tp": Rules(),
+    "fsdp_cp": Rules(seq="context", **_NO_TENSOR),  # also the sequence; attention gathers its keys
 }

@@ -20,6 +20,7 @@ MESHES = {
     "fsdp": MeshConfig(fsdp=8),
     "tp": MeshConfig(data=4, tensor=2),
     "fsdp_tp": MeshConfig(data=2, fsdp=2, tensor=2),
+    "fsdp_cp": MeshConfig(fsdp=4, context=2),
 }
 
 
