@@ -11,6 +11,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from pallas_kernels import tile_math
 from pallas_kernels.schedule import Cut, Walk
 
 
@@ -86,13 +87,14 @@ def _forward(q, keys, values, walk, scale):
     def step(i, state):
         top, total, acc = state
         ids, see = walk.step(i)
-        logits = _mask(_product(q, _fetch(keys, ids), 1, 1) * scale, see)
+        logits = tile_math.product(q, tile_math.fetch(keys, ids), 1, 1) * scale
+        logits = tile_math.mask(logits, see, axis=0)
         new_top = jnp.maximum(top, logits.max(1))
-        base = _finite(new_top)
+        base = tile_math.finite(new_top)
         weights = jnp.exp(logits - base[:, None])
         decay = jnp.exp(top - base)
-        v = _seen(_fetch(values, ids), see)
-        acc = acc * decay[:, None] + _product(weights.astype(v.dtype), v, 1, 0)
+        v = tile_math.seen(tile_math.fetch(values, ids), see)
+        acc = acc * decay[:, None] + tile_math.product(weights.astype(v.dtype), v, 1, 0)
         return new_top, total * decay + weights.sum(1), acc
 
     state = jnp.full(m, -jnp.inf), jnp.zeros(m), jnp.zeros((m, h))
@@ -102,61 +104,27 @@ def _forward(q, keys, values, walk, scale):
 
 
 def _backward(rows, keys, values, grads, walk, scale):
-    """One tile: adds to the gradients (dk, dv), each f32[c w h] -> (them, dq f32[m h])."""
+    """One tile: adds to the gradients (dk, dv), each f32[c w h] -> (them, dq f32[m h]).
+
+    Weights are held with keys on rows, [t m]: two of the three products that follow then contract
+    their last axis, which a CPU multiplies fastest.
+    """
     q, dout, lse, delta = rows
-    base = _finite(lse)[:, None]
+    base = tile_math.finite(lse)
 
     def step(i, state):
         dq, dk, dv = state
         ids, see = walk.step(i)
-        k, v = (_seen(_fetch(x, ids), see) for x in (keys, values))
-        weights = jnp.exp(_mask(_product(q, k, 1, 1) * scale - base, see))
-        dlogits = weights * (_product(dout, v, 1, 1) - delta[:, None]) * scale
+        k, v = (tile_math.seen(tile_math.fetch(x, ids), see) for x in (keys, values))
+        weights = jnp.exp(
+            tile_math.mask(tile_math.product(k, q, 1, 1) * scale - base, see.T, axis=1)
+        )
+        dlogits = weights * (tile_math.product(v, dout, 1, 1) - delta) * scale
         weights, dlogits = weights.astype(q.dtype), dlogits.astype(q.dtype)
-        dq = dq + _product(dlogits, k, 1, 0)
-        dk = _add(dk, ids, _product(dlogits, q, 0, 0))
-        dv = _add(dv, ids, _product(weights, dout, 0, 0))
+        dq = dq + tile_math.product(dlogits, k, 0, 0)
+        dk = tile_math.add(dk, ids, tile_math.product(dlogits, q, 1, 0))
+        dv = tile_math.add(dv, ids, tile_math.product(weights, dout, 1, 0))
         return dq, dk, dv
 
     dq, dk, dv = jax.lax.fori_loop(0, walk.steps, step, (jnp.zeros(q.shape), *grads))
     return (dk, dv), dq
-
-
-def _product(x, y, x_axis, y_axis):
-    """Matrix product over one axis of each, accumulated in float32."""
-    return jax.lax.dot_general(
-        x,
-        y,
-        (((x_axis,), (y_axis,)), ((), ())),
-        precision=jax.lax.Precision.HIGHEST,
-        preferred_element_type=jnp.float32,
-    )
-
-
-def _finite(lse):
-    """0 in place of -inf, so that exp(-inf - lse) is 0 and not NaN."""
-    return jnp.where(jnp.isneginf(lse), 0.0, lse)
-
-
-def _fetch(blocks, ids):
-    """Blocks [c w h] -> the keys [fetch*w h] of blocks `ids`; None: all of them."""
-    if ids is not None:
-        blocks = blocks.at[ids].get(mode="promise_in_bounds")
-    return blocks.reshape(-1, blocks.shape[-1])
-
-
-def _add(blocks, ids, update):
-    """The transpose of `_fetch`: adds keys [fetch*w h] to blocks `ids`."""
-    update = update.reshape(-1, *blocks.shape[1:])
-    return blocks + update if ids is None else blocks.at[ids].add(update, mode="promise_in_bounds")
-
-
-def _mask(logits, see):
-    """-inf where a query does not see a key: logits [queries*g t], see [queries t]."""
-    grouped = logits.reshape(see.shape[0], -1, see.shape[1])
-    return jnp.where(see[:, None], grouped, -jnp.inf).reshape(logits.shape)
-
-
-def _seen(keys, see):
-    """Zeros keys [t h] that no query of the tile sees: 0 x NaN must not enter a product."""
-    return jnp.where(see.any(0)[:, None], keys, 0)

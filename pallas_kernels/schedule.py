@@ -1,7 +1,7 @@
 """Which key blocks a tile of queries visits, and what each of its queries sees there.
 
 A lane is one (batch row, KV head). A tile is `Tiles.queries` consecutive queries of a lane; its
-rows are these queries times the g heads that share the KV head, the heads of a query adjacent.
+rows are the g heads that share the KV head, times these queries, the queries of a head adjacent.
 """
 
 import dataclasses
@@ -71,15 +71,17 @@ class Cut:
         return jax.vmap(fn)(lanes) if self.plain else jax.lax.map(fn, lanes)
 
     def rows(self, x):
-        """[b s n ...] -> [lanes tiles queries*g ...]."""
+        """[b s n ...] -> [lanes tiles g*queries ...]."""
         x = self._tiled(x)
-        x = jnp.moveaxis(x.reshape(*x.shape[:3], self.k, -1, *x.shape[4:]), 3, 1)
+        x = x.reshape(*x.shape[:3], self.k, -1, *x.shape[4:])  # [b tiles queries k g ...]
+        x = jnp.moveaxis(x, (3, 4), (1, 3))
         return x.reshape(self.b * self.k, x.shape[2], -1, *x.shape[5:])
 
     def join_rows(self, x):
         """Inverse of `rows`."""
-        x = x.reshape(self.b, self.k, -1, self.n // self.k, *x.shape[3:])
-        return jnp.moveaxis(x, 1, 2).reshape(self.b, -1, self.n, *x.shape[4:])[:, : self.s]
+        x = x.reshape(self.b, self.k, x.shape[1], -1, self.tiles.queries, *x.shape[3:])
+        x = jnp.moveaxis(x, (1, 3), (3, 4))
+        return x.reshape(self.b, -1, self.n, *x.shape[5:])[:, : self.s]
 
     def keys(self, x):
         """[b t k h] -> [lanes c w h]."""

@@ -1,48 +1,57 @@
-"""`select_blocks` by tiles of queries: scores of one tile at a time."""
+"""`select_blocks` by tiles of queries: the scores of one tile exist at a time."""
 
 import jax
 import jax.numpy as jnp
 
+from pallas_kernels import tile_math
 from pallas_kernels.blocks import BlockSet, pack
-from pallas_kernels.schedule import Cut, Tiles
+from pallas_kernels.schedule import Cut, Sight, Tiles, Walk
 
-TILES = Tiles(queries=64, block=1)
+TILES = Tiles(queries=64, block=128)
 
 
 def select_blocks(q, k, lse, visible, own, *, rule, scale):
     """See `api.py`."""
     cut = Cut(q.shape, k.shape, TILES)
-    ranges = tuple(cut.queries(x) for x in (visible[..., 0], visible[..., 1], own))
-    lanes = cut.rows(q), cut.rows(lse), cut.keys(k), ranges
+    sight = Sight(visible[..., 0], visible[..., 1])
 
     def lane(args):
-        rows, lse, keys, ranges = args
-        return jax.lax.map(
-            lambda tile: _choose(*tile, keys[:, 0], rule, scale), (rows, lse, ranges)
-        )
+        rows, lse, own, keys, (queries, key_pos) = args
 
-    bits = cut.over_lanes(lane, lanes)  # [lanes tiles queries words]
-    return BlockSet(cut.join_queries(bits), rule.block)
+        def tile(args):
+            rows, lse, own, queries = args
+            walk = Walk.plan(queries, key_pos, cut.tiles.fetch)
+            scores = _scores(rows, lse, keys, walk, scale)
+            return pack(_choose(scores[:, : k.shape[1]], queries[0], own, rule))
+
+        return jax.lax.map(tile, (rows, lse, own, queries))
+
+    lanes = cut.rows(q), cut.rows(lse), cut.queries(own), cut.keys(k), cut.sights(sight)
+    return BlockSet(cut.join_queries(cut.over_lanes(lane, lanes)), rule.block)
 
 
-def _choose(q, lse, ranges, keys, rule, scale):
-    """Rows float[m h], lse f32[m] of one tile, keys float[c h] -> uint32[queries words]."""
-    first, seen_end, own = (x[:, None] for x in ranges)
-    j = jnp.arange(keys.shape[0])
-    seen = (first <= j) & (j < seen_end)
-    logits = jnp.einsum(
-        "mh,ch->mc",
-        q,
-        keys,
-        precision=jax.lax.Precision.HIGHEST,
-        preferred_element_type=jnp.float32,
-    )
-    weights = jnp.exp(logits * scale - jnp.where(jnp.isneginf(lse), 0.0, lse)[:, None])
-    scores = weights.reshape(first.shape[0], -1, keys.shape[0]).sum(1)
-    candidate = (first <= j) & (j <= own)
+def _scores(q, lse, keys, walk, scale):
+    """Softmax weights summed over heads: rows float[m h], keys [c w h] -> f32[queries c*w]."""
+    base = tile_math.finite(lse)
+
+    def step(i, scores):
+        ids, see = walk.step(i)
+        logits = tile_math.product(tile_math.fetch(keys, ids), q, 1, 1) * scale
+        weights = jnp.exp(tile_math.mask(logits - base, see.T, axis=1))
+        weights = weights.reshape(weights.shape[0], -1, see.shape[0]).sum(1)
+        return tile_math.add(scores, ids, weights)
+
+    zeros = jnp.zeros((*keys.shape[:2], walk.lo.shape[0]))
+    return jax.lax.fori_loop(0, walk.steps, step, zeros).reshape(-1, zeros.shape[-1]).T
+
+
+def _choose(scores, first, own, rule):
+    """Scores f32[queries c] -> members bool[queries c], by the rule's forced blocks and top."""
+    first, own = first[:, None], own[:, None]
+    j = jnp.arange(scores.shape[1])
     forced = (j < first + rule.first) | (j > own - rule.local)
-    scores = jnp.where(forced, jnp.inf, jnp.where(seen, scores, 0.0))
-    return pack(_top(jnp.where(candidate, scores, -1.0), rule.top))
+    candidate = (first <= j) & (j <= own)
+    return _top(jnp.where(candidate, jnp.where(forced, jnp.inf, scores), -1.0), rule.top)
 
 
 def _top(scores, count):
@@ -50,7 +59,9 @@ def _top(scores, count):
     if scores.shape[-1] <= count:
         return scores >= 0
     best, index = jax.lax.top_k(scores, count)
-    least, last = best[..., -1:], index[..., -1:]
+    # Not best[..., -1:]: XLA turns a sliced top_k into a full sort.
+    least = best.min(-1, keepdims=True)
     # top_k takes the lowest indices among equals, so its last index ends the ties it took.
+    last = jnp.where(best == least, index, -1).max(-1, keepdims=True)
     j = jnp.arange(scores.shape[-1])
     return (scores >= 0) & ((scores > least) | ((scores == least) & (j <= last)))

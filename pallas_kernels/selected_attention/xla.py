@@ -5,8 +5,8 @@ import jax.numpy as jnp
 from pallas_kernels.flash import attend
 from pallas_kernels.schedule import Sight, Tiles
 
-QUERIES = 16  # consecutive queries share most blocks: few rows are masked, many share a fetch
-KEYS = 1024  # per step
+QUERIES = 32  # consecutive queries share most blocks: few rows are masked, many share a fetch
+KEYS = 256  # per step
 
 
 def selected_attention(q, k, v, blocks, pos, *, scale):
