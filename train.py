@@ -59,7 +59,7 @@ def main(argv: Sequence[str]) -> None:
         meshes.join_processes(args.coordinator, args.num_processes, args.process_id)
         cfg = parse.parse(parse.load_config(args.config), args.override)
         if args.dry_run:
-            print(describe(cfg, meshes.make_mesh(cfg.mesh)))
+            print(describe(cfg))
         elif args.workdir is None:
             raise UserError("--workdir is not set; it is the folder that the run writes to")
         else:
@@ -68,8 +68,9 @@ def main(argv: Sequence[str]) -> None:
         sys.exit(f"train.py: {error}")
 
 
-def describe(cfg: RunConfig, mesh: Mesh) -> str:
-    """The resolved config, the mesh, and every parameter's place on it."""
+def describe(cfg: RunConfig) -> str:
+    """The resolved config, the mesh, and every parameter's place on it; needs no devices."""
+    mesh = meshes.abstract_mesh(cfg.mesh)
     fields = [f"{name} = {value!r}" for name, value in parse.flatten(cfg).items()]
     _, layouts = state_lib.abstract_model(cfg, mesh)
     return "\n".join([*fields, "", f"mesh {dict(mesh.shape)}", "", shard.describe_layouts(layouts)])
@@ -165,8 +166,7 @@ def _too_many_bad(
     np.savez(file, **arrays)
     return UserError(
         f"step {step}: the loss or gradient of {cfg.train.max_consecutive_bad} steps in a row was "
-        f"not finite; the batch is in {file}, the last checkpoint is from before; look at the "
-        f"data or lower config.optim.lr={cfg.optim.lr}"
+        f"not finite; the batch is in {file}; look at it or lower config.optim.lr={cfg.optim.lr}"
     )
 
 

@@ -27,7 +27,7 @@ def get_config():
         model="tiny",
         data=dict(source=("none.jsonl",), tokenizer="none"),
         train=dict(steps=4),
-        mesh=dict(fsdp=8),
+        mesh=dict(fsdp=64),
     ))
 """
 
@@ -120,11 +120,11 @@ def test_a_run_starts_from_given_weights(tmp_path):
     assert state.skipped == 4
 
 
-def test_dry_run_prints_config_mesh_and_parameters(tmp_path):
+def test_dry_run_prints_config_mesh_and_parameters_without_the_devices(tmp_path):
     done = command(tmp_path, "--dry_run", "--config.optim.lr=0.5")
     assert done.returncode == 0, done.stderr
     assert "optim.lr = 0.5" in done.stdout
-    assert "mesh {'data': 1, 'fsdp': 8, 'tensor': 1, 'context': 1}" in done.stdout
+    assert "mesh {'data': 1, 'fsdp': 64, 'tensor': 1, 'context': 1}" in done.stdout
     assert "text/layers/attn/q/kernel" in done.stdout
     assert "total" in done.stdout.splitlines()[-1]
 

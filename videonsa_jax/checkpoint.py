@@ -49,12 +49,10 @@ class Checkpointer:
         """Copies the state off the devices, then writes it while training goes on.
 
         Args:
-          step: names the checkpoint; one that exists is left alone.
+          step: names the checkpoint; later than those that exist.
           state: of all processes; may be donated as soon as this returns.
           data_state: JSON-able, of this process.
         """
-        if step in self._manager.all_steps():
-            return
         run = _without_params(state)
         self._manager.save(
             step,

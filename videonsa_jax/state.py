@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx, traverse_util
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, Mesh
 
 from videonsa_jax.model import VideoNSA
 from videonsa_jax.optimizer import Optimizer
@@ -37,7 +37,9 @@ def build_model(cfg: RunConfig) -> VideoNSA:
     return VideoNSA(cfg.model, compute=cfg.compute, rules=cfg.sharding, rngs=nnx.Rngs(cfg.seed))
 
 
-def abstract_model(cfg: RunConfig, mesh: Mesh) -> tuple[nnx.GraphDef, list[ParamLayout]]:
+def abstract_model(
+    cfg: RunConfig, mesh: Mesh | AbstractMesh
+) -> tuple[nnx.GraphDef, list[ParamLayout]]:
     """The model's structure and its parameters' layouts; computes nothing."""
     graphdef, params = nnx.split(nnx.eval_shape(lambda: build_model(cfg)))
     return graphdef, shard.param_layouts(params, cfg.sharding, mesh)

@@ -5,7 +5,7 @@ import os
 from collections.abc import Sequence
 
 import jax
-from jax.sharding import AxisType, Mesh
+from jax.sharding import AbstractMesh, AxisType, Mesh
 
 from videonsa_jax.config import MeshConfig
 from videonsa_jax.errors import UserError
@@ -29,6 +29,12 @@ def make_mesh(cfg: MeshConfig, devices: Sequence[jax.Device] | None = None) -> M
         )
     # Auto: the compiler places what `Rules` does not pin; JAX's default of Explicit would not.
     return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+
+
+def abstract_mesh(cfg: MeshConfig) -> AbstractMesh:
+    """The mesh without devices: enough to lay parameters out, on any machine."""
+    shape = tuple(getattr(cfg, axis) for axis in AXES)
+    return AbstractMesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def join_processes(

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 import jax
 import numpy as np
 from flax import nnx
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from videonsa_jax.batch import Batch
 from videonsa_jax.errors import UserError
@@ -44,7 +44,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def param_layouts(state: nnx.State, rules: Rules, mesh: Mesh) -> list[ParamLayout]:
+def param_layouts(state: nnx.State, rules: Rules, mesh: Mesh | AbstractMesh) -> list[ParamLayout]:
     """Lays out a model's parameters by the logical axes they were created with.
 
     Args:
@@ -72,7 +72,9 @@ def param_layouts(state: nnx.State, rules: Rules, mesh: Mesh) -> list[ParamLayou
     return layouts
 
 
-def _check_even(path: str, shape: tuple, logical: tuple, spec: PartitionSpec, mesh: Mesh) -> None:
+def _check_even(
+    path: str, shape: tuple, logical: tuple, spec: PartitionSpec, mesh: Mesh | AbstractMesh
+) -> None:
     for size, name, axes in zip(shape, logical, spec, strict=True):
         axes = (axes,) if isinstance(axes, str) else axes or ()
         parts = math.prod(mesh.shape[axis] for axis in axes)
