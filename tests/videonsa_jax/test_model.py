@@ -123,11 +123,10 @@ def test_text_alone_needs_no_vision_slots(setup):
     _close(_logits(model, without)[0, :6], _logits(model, with_slots)[0, :6])
 
 
-@pytest.mark.parametrize("remat", ["dots", "full"])
-def test_recomputation_changes_no_gradient(remat):
-    cfg = small_models.config(attention="dense")  # whose gradient compiles fastest
+def test_recomputation_changes_no_gradient():
+    cfg = small_models.config()
     params = small_models.random_params(cfg, seed=3)
-    arrays = small_models.inputs([[2, PHOTO, 3]], cfg, padding="right", seed=4)
+    arrays = small_models.inputs([[6]], cfg, padding="right", seed=4)  # text: the rest is the same
     batch = small_models.batch([small_models.samples(arrays, cfg)], cfg)
 
     def gradient(remat):
@@ -139,14 +138,13 @@ def test_recomputation_changes_no_gradient(remat):
             model = nnx.merge(graphdef, params)
             return next_token_loss(model, model(batch)[0], batch)[0]
 
-        return jax.jit(jax.grad(loss))(params)
+        return jax.tree.leaves_with_path(jax.jit(jax.grad(loss))(params))
 
-    for (path, got), want in zip(
-        jax.tree.leaves_with_path(gradient(remat)), jax.tree.leaves(gradient("none")), strict=True
-    ):
-        np.testing.assert_allclose(
-            got, want, rtol=1e-4, atol=1e-5, err_msg=jax.tree_util.keystr(path)
-        )
+    want = gradient("none")
+    for remat in ("dots", "full"):
+        for (path, got), (_, leaf) in zip(gradient(remat), want, strict=True):
+            name = f"{remat} {jax.tree_util.keystr(path)}"
+            np.testing.assert_allclose(got, leaf, rtol=1e-4, atol=1e-5, err_msg=name)
 
 
 def test_bfloat16_is_close_to_float32():
