@@ -22,14 +22,6 @@ from videonsa_jax.evaluation.runner import evaluate
 from videonsa_jax.parse import RunConfig
 from videonsa_jax.sharding import mesh as meshes
 
-flags.DEFINE_string("config", None, "config file, path.py or path.py:variant", required=True)
-flags.DEFINE_multi_string("override", [], "section.field=value; written --config.section.field=")
-flags.DEFINE_string("checkpoint", None, "a run's --workdir, or a folder of weights", required=True)
-flags.DEFINE_list("task", None, "tasks, separated by commas: needle, mcq", required=True)
-flags.DEFINE_string("out", None, "folder of the results", required=True)
-flags.DEFINE_integer("limit", None, "ask only the first questions of each task", lower_bound=1)
-flags.DEFINE_bool("blind", False, "blank all frames: what do the questions alone give away?")
-
 
 def main(argv: Sequence[str]) -> None:
     """Reads flags, evaluates, prints one line per task."""
@@ -93,5 +85,21 @@ def describe(summary: dict[str, Any]) -> str:
     )
 
 
+def define_flags() -> None:
+    """Not at import: one process may import several programs, whose flags share names."""
+    flags.DEFINE_string("config", None, "config file, path.py or path.py:variant", required=True)
+    flags.DEFINE_multi_string(
+        "override", [], "section.field=value; written --config.section.field="
+    )
+    flags.DEFINE_string(
+        "checkpoint", None, "a run's --workdir, or a folder of weights", required=True
+    )
+    flags.DEFINE_list("task", None, "tasks, separated by commas: needle, mcq", required=True)
+    flags.DEFINE_string("out", None, "folder of the results", required=True)
+    flags.DEFINE_integer("limit", None, "ask only the first questions of each task", lower_bound=1)
+    flags.DEFINE_bool("blind", False, "blank all frames: what do the questions alone give away?")
+
+
 if __name__ == "__main__":
+    define_flags()
     app.run(main, flags_parser=lambda argv: flags.FLAGS(parse.override_flags(argv)))

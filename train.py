@@ -27,14 +27,6 @@ from videonsa_jax.sharding import shard
 from videonsa_jax.state import TrainState
 from videonsa_jax.step import CompiledStep
 
-flags.DEFINE_string("config", None, "config file, path.py or path.py:variant", required=True)
-flags.DEFINE_multi_string("override", [], "section.field=value; written --config.section.field=")
-flags.DEFINE_string("workdir", None, "folder of the run: checkpoints, metrics, curves")
-flags.DEFINE_bool("dry_run", False, "print the resolved config and the parameters, then exit")
-flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, or 'auto' on a known cluster")
-flags.DEFINE_integer("num_processes", None, "processes of the run")
-flags.DEFINE_integer("process_id", None, "which of them this is")
-
 
 class DataIterator(Protocol):
     """Endless batches as dicts of the array fields of `Batch`; see `data.pipeline.Batches`."""
@@ -170,5 +162,19 @@ def _too_many_bad(
     )
 
 
+def define_flags() -> None:
+    """Not at import: one process may import several programs, whose flags share names."""
+    flags.DEFINE_string("config", None, "config file, path.py or path.py:variant", required=True)
+    flags.DEFINE_multi_string(
+        "override", [], "section.field=value; written --config.section.field="
+    )
+    flags.DEFINE_string("workdir", None, "folder of the run: checkpoints, metrics, curves")
+    flags.DEFINE_bool("dry_run", False, "print the resolved config and the parameters, then exit")
+    flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, or 'auto' on a known cluster")
+    flags.DEFINE_integer("num_processes", None, "processes of the run")
+    flags.DEFINE_integer("process_id", None, "which of them this is")
+
+
 if __name__ == "__main__":
+    define_flags()
     app.run(main, flags_parser=lambda argv: flags.FLAGS(parse.override_flags(argv)))
