@@ -42,13 +42,13 @@ def _attend_fwd(q, k, v, sight, scale, tiles):
 
         def tile(args):
             rows, queries = args
-            walk = Walk.plan(queries, key_pos, cut.tiles.fetch)
+            walk = Walk.plan(queries, key_pos, cut.fetch)
             return _forward(rows, keys, values, walk, scale)
 
         return jax.lax.map(tile, (rows, queries))
 
     lanes = cut.rows(sight.live(q)), cut.keys(k), cut.keys(v), cut.sights(sight)
-    out, lse = (cut.join_rows(x) for x in cut.over_lanes(lane, lanes))
+    out, lse = (cut.join_rows(x) for x in jax.lax.map(lane, lanes))
     out = out.astype(q.dtype)
     return (out, lse), (q, k, v, sight, out, lse)
 
@@ -56,7 +56,7 @@ def _attend_fwd(q, k, v, sight, scale, tiles):
 def _attend_bwd(scale, tiles, residuals, cotangents):
     q, k, v, sight, out, lse = residuals
     cut = Cut(q.shape, k.shape, tiles)
-    dout = sight.live(cotangents[0])
+    dout = cotangents[0]
     delta = (dout.astype(jnp.float32) * out.astype(jnp.float32)).sum(-1)
 
     def lane(args):
@@ -64,7 +64,7 @@ def _attend_bwd(scale, tiles, residuals, cotangents):
 
         def tile(grads, args):
             rows, queries = args
-            walk = Walk.plan(queries, key_pos, cut.tiles.fetch)
+            walk = Walk.plan(queries, key_pos, cut.fetch)
             return _backward(rows, keys, values, grads, walk, scale)
 
         zeros = jnp.zeros(keys.shape, jnp.float32)
@@ -72,7 +72,7 @@ def _attend_bwd(scale, tiles, residuals, cotangents):
         return dq, dk, dv
 
     rows = tuple(cut.rows(x) for x in (sight.live(q), dout, lse, delta))
-    dq, dk, dv = cut.over_lanes(lane, (rows, cut.keys(k), cut.keys(v), cut.sights(sight)))
+    dq, dk, dv = jax.lax.map(lane, (rows, cut.keys(k), cut.keys(v), cut.sights(sight)))
     dq, dk, dv = cut.join_rows(dq), cut.join_keys(dk), cut.join_keys(dv)
     return dq.astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype), None
 

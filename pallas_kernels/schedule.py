@@ -1,7 +1,7 @@
 """Which key blocks a tile of queries visits, and what each of its queries sees there.
 
-A lane is one (batch row, KV head). A tile is `Tiles.queries` consecutive queries of a lane; its
-rows are the g heads that share the KV head, times these queries, the queries of a head adjacent.
+A lane is one (batch row, KV head). A tile is some consecutive queries of a lane; its rows
+are the g heads that share the KV head, times these queries, the queries of a head adjacent.
 """
 
 import dataclasses
@@ -10,8 +10,6 @@ import jax
 import jax.numpy as jnp
 
 from pallas_kernels.blocks import WORD, unpack
-
-PLAIN_QUERIES, PLAIN_KEYS = 512, 1024  # up to this one tile holds all: nothing to loop over
 
 
 @jax.tree_util.register_dataclass
@@ -42,12 +40,12 @@ class Tiles:
     """How the work is cut. The result depends on it by rounding only.
 
     Attributes:
-      queries: queries per tile.
+      rows: rows of a tile at most; its queries are the power of two that fits, times g heads.
       block: consecutive keys that are fetched, or skipped, together.
       fetch: blocks per step; a step multiplies a tile's rows with `fetch * block` keys.
     """
 
-    queries: int
+    rows: int
     block: int
     fetch: int = 1
 
@@ -58,17 +56,11 @@ class Cut:
     def __init__(self, q_shape, k_shape, tiles):
         self.b, self.s, self.n, _ = q_shape
         self.t, self.k = k_shape[1:3]
-        self.blocks = -(-self.t // tiles.block)
-        self.plain = self.s <= PLAIN_QUERIES and self.t <= PLAIN_KEYS
-        self.tiles = dataclasses.replace(
-            tiles,
-            queries=self.s if self.plain else min(tiles.queries, self.s),
-            fetch=self.blocks if self.plain else min(tiles.fetch, self.blocks),
-        )
-
-    def over_lanes(self, fn, lanes):
-        """Maps over the leading axis: all lanes together if small, else one by one."""
-        return jax.vmap(fn)(lanes) if self.plain else jax.lax.map(fn, lanes)
+        self.block = min(tiles.block, self.t)
+        self.blocks = -(-self.t // self.block)
+        self.fetch = min(tiles.fetch, self.blocks)
+        fit = max(tiles.rows * self.k // self.n, 1)
+        self.queries = min(1 << (fit.bit_length() - 1), self.s)
 
     def rows(self, x):
         """[b s n ...] -> [lanes tiles g*queries ...]."""
@@ -79,23 +71,23 @@ class Cut:
 
     def join_rows(self, x):
         """Inverse of `rows`."""
-        x = x.reshape(self.b, self.k, x.shape[1], -1, self.tiles.queries, *x.shape[3:])
+        x = x.reshape(self.b, self.k, x.shape[1], -1, self.queries, *x.shape[3:])
         x = jnp.moveaxis(x, (1, 3), (3, 4))
         return x.reshape(self.b, -1, self.n, *x.shape[5:])[:, : self.s]
 
     def keys(self, x):
         """[b t k h] -> [lanes c w h]."""
-        x = jnp.moveaxis(_pad(x, self.tiles.block, 0), 2, 1)
-        return x.reshape(self.b * self.k, self.blocks, self.tiles.block, -1)
+        x = jnp.moveaxis(_pad(x, self.block, 0), 2, 1)
+        return x.reshape(self.b * self.k, self.blocks, self.block, -1)
 
     def join_keys(self, x):
         """Inverse of `keys`."""
-        x = x.reshape(self.b, self.k, self.blocks * self.tiles.block, -1)
+        x = x.reshape(self.b, self.k, self.blocks * self.block, -1)
         return jnp.moveaxis(x, 1, 2)[:, : self.t]
 
     def sights(self, sight):
         """-> (lo, hi [lanes tiles queries], bits [.. w] or None), the key positions [lanes c w]."""
-        lo, hi = self.queries(sight.lo), self.queries(sight.hi)
+        lo, hi = self.each_query(sight.lo), self.each_query(sight.hi)
         bits = sight.bits
         if bits is not None:
             bits = jnp.moveaxis(self._tiled(bits), 3, 1)
@@ -103,21 +95,21 @@ class Cut:
         key_pos = sight.key_pos
         if key_pos is None:
             key_pos = jnp.broadcast_to(jnp.arange(self.t, dtype=jnp.int32), (self.b, self.t))
-        key_pos = _pad(key_pos, self.tiles.block, -1).reshape(self.b, self.blocks, -1)
+        key_pos = _pad(key_pos, self.block, -1).reshape(self.b, self.blocks, -1)
         return (lo, hi, bits), jnp.repeat(key_pos, self.k, axis=0)
 
-    def queries(self, x):
+    def each_query(self, x):
         """[b s] -> [lanes tiles queries]."""
         return jnp.repeat(self._tiled(x), self.k, axis=0)
 
-    def join_queries(self, x):
+    def join_each_query(self, x):
         """[lanes tiles queries w] -> [b s k w]."""
         return jnp.moveaxis(x.reshape(self.b, self.k, -1, x.shape[-1]), 1, 2)[:, : self.s]
 
     def _tiled(self, x):
         """[b s ...] -> [b tiles queries ...]."""
-        x = _pad(x, self.tiles.queries, 0)
-        return x.reshape(self.b, -1, self.tiles.queries, *x.shape[2:])
+        x = _pad(x, self.queries, 0)
+        return x.reshape(self.b, -1, self.queries, *x.shape[2:])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,8 +147,10 @@ class Walk:
         if bits is not None:
             union = jax.lax.reduce(bits, jnp.uint32(0), jax.lax.bitwise_or, (0,))
             reach &= unpack(union, blocks)
-        ids = jnp.argsort(~reach, stable=True)
-        return cls(lo, hi, bits, key_pos, ids, reach.sum(), fetch)
+        slot = jnp.cumsum(reach) - 1
+        ids = jnp.zeros(blocks, jnp.int32).at[jnp.where(reach, slot, blocks)]
+        ids = ids.set(jnp.arange(blocks, dtype=jnp.int32), mode="drop")
+        return cls(lo, hi, bits, key_pos, ids, slot[-1] + 1, fetch)
 
     @property
     def steps(self):

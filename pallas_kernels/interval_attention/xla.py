@@ -7,4 +7,5 @@ from pallas_kernels.schedule import Sight, Tiles
 def interval_attention(q, k, v, interval, *, max_length, scale):
     """See `api.py`."""
     size = min(max(max_length, 64), 512)
-    return attend(q, k, v, Sight(interval[..., 0], interval[..., 1]), scale, Tiles(size, size))[0]
+    tiles = Tiles(size * q.shape[2] // k.shape[2], size)
+    return attend(q, k, v, Sight(interval[..., 0], interval[..., 1]), scale, tiles)[0]

@@ -7,7 +7,7 @@ from pallas_kernels import tile_math
 from pallas_kernels.blocks import BlockSet, pack
 from pallas_kernels.schedule import Cut, Sight, Tiles, Walk
 
-TILES = Tiles(queries=64, block=128)
+TILES = Tiles(rows=512, block=128)
 
 
 def select_blocks(q, k, lse, visible, own, *, rule, scale):
@@ -20,14 +20,14 @@ def select_blocks(q, k, lse, visible, own, *, rule, scale):
 
         def tile(args):
             rows, lse, own, queries = args
-            walk = Walk.plan(queries, key_pos, cut.tiles.fetch)
+            walk = Walk.plan(queries, key_pos, cut.fetch)
             scores = _scores(rows, lse, keys, walk, scale)
             return pack(_choose(scores[:, : k.shape[1]], queries[0], own, rule))
 
         return jax.lax.map(tile, (rows, lse, own, queries))
 
-    lanes = cut.rows(q), cut.rows(lse), cut.queries(own), cut.keys(k), cut.sights(sight)
-    return BlockSet(cut.join_queries(cut.over_lanes(lane, lanes)), rule.block)
+    lanes = cut.rows(q), cut.rows(lse), cut.each_query(own), cut.keys(k), cut.sights(sight)
+    return BlockSet(cut.join_each_query(jax.lax.map(lane, lanes)), rule.block)
 
 
 def _scores(q, lse, keys, walk, scale):

@@ -5,10 +5,14 @@ import jax.numpy as jnp
 from pallas_kernels.flash import attend
 from pallas_kernels.schedule import Sight, Tiles
 
-TILES = Tiles(queries=64, block=64, fetch=5)
+LEAST, ROWS = 64, 512
 
 
 def window_attention(q, k, v, start, pos, *, window, scale):
     """See `api.py`."""
+    group = q.shape[2] // k.shape[2]
+    queries = max(min(ROWS // group, window), LEAST)
+    block = min(window, LEAST)
+    tiles = Tiles(queries * group, block, fetch=-(-queries // block) + -(-(window - 1) // block))
     sight = Sight(jnp.maximum(start, pos + 1 - window), pos + 1)
-    return attend(q, k, v, sight, scale, TILES)[0]
+    return attend(q, k, v, sight, scale, tiles)[0]

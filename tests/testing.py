@@ -1,0 +1,29 @@
+"""How close is close enough: the one table of tolerances, and the comparison that uses it."""
+
+import numpy as np
+
+REL_RMS = {"float32": 1e-5, "bfloat16": 2e-2}  # of the error, relative to that of the oracle
+FLOOR_RMS = {"float32": 1e-6, "bfloat16": 2e-3}  # rounding noise where the oracle is exactly 0
+
+
+def assert_close(name, got, want, *, dtype="float32", factor=1.0):
+    """Fails unless `got` is finite and within the tolerance of its dtype from `want`.
+
+    Args:
+      name: what is compared, for the message.
+      got: array under test.
+      want: oracle of the same shape and of order one; compared in float64.
+      dtype: what was computed in, a key of `REL_RMS` as a name or a dtype.
+      factor: multiple of the tolerance, for a stated reason.
+    """
+    got, want = (np.asarray(x).astype(np.float64) for x in (got, want))
+    assert got.shape == want.shape, f"{name}: shape {got.shape}, want {want.shape}"
+    wrong = np.count_nonzero(~np.isfinite(got))
+    assert not wrong, f"{name}: {wrong} of {got.size} values are not finite"
+    if not got.size:
+        return
+    dtype = np.dtype(dtype).name
+    error, scale = (float(np.sqrt(np.mean(x**2))) for x in (got - want, want))
+    limit = factor * (REL_RMS[dtype] * scale + FLOOR_RMS[dtype])
+    worst = np.abs(got - want).max()
+    assert error <= limit, f"{name}: RMS error {error:.2e} > {limit:.2e}, largest {worst:.2e}"
