@@ -9,8 +9,12 @@ ROWS = 256  # few consecutive queries: they share most blocks, so that few logit
 BLOCKS, KEYS = 4, 128  # per step, at least
 
 
+def tiles(block):
+    """The tiles for blocks of `block` keys; a tile visits the union of its queries' blocks."""
+    return Tiles(ROWS, block, fetch=max(BLOCKS, KEYS // block))
+
+
 def selected_attention(q, k, v, blocks, pos, *, scale):
     """See `api.py`."""
-    tiles = Tiles(ROWS, blocks.block, fetch=max(BLOCKS, KEYS // blocks.block))
     sight = Sight(jnp.zeros_like(pos), pos + 1, bits=blocks.bits)
-    return attend(q, k, v, sight, scale, tiles)[0]
+    return attend(q, k, v, sight, scale, tiles(blocks.block))[0]
