@@ -4,8 +4,8 @@ python train.py --config=configs/videonsa_7b_sft.py --workdir=runs/videonsa_7b
 
 The paper's recipe, split over 8 devices. It starts from `train.init_from`, Qwen2.5-VL's weights
 in a folder of `videonsa_jax.checkpoint.save_params`, and reads the dataset's JSON files and videos
-under data/llava_video_178k. The variant `smoke` (append it to the path: configs/videonsa_7b_sft.py:smoke)
-takes the same data through a tiny model on one device.
+under data/llava_video_178k. The variant configs/videonsa_7b_sft.py:smoke takes the same data
+through a tiny model on one device.
 """
 
 from ml_collections import ConfigDict
