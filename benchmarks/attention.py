@@ -209,6 +209,17 @@ def plot(rows, path):
     figure.savefig(path, dpi=150)
 
 
+def device_name():
+    """The accelerator, or the processor and its number of cores."""
+    kind = jax.devices()[0].device_kind
+    if kind != "cpu":
+        return kind
+    info = pathlib.Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0] if names else platform.machine()}, {os.cpu_count()} cores"
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--backward", action="store_true", help="also time forward + backward")
@@ -222,7 +233,7 @@ def main():
 
     check()
     args.roof = matmul_rate()
-    device = f"{jax.devices()[0].device_kind}, {os.cpu_count()} cores, {platform.processor()}"
+    device = device_name()
     print(f"{device}; roof {args.roof / 1e9:.0f} GFLOP/s; references agree to {LIMIT:.0e}")
     print(
         f"{'what':24} {'tokens':>7} {'median ms':>11} {'p10':>11} {'p90':>11} {'growth':>7} "
