@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from pallas_kernels.flash import attend
 from pallas_kernels.schedule import Sight, Tiles
 
-TILES = Tiles(rows=1024, block=256)
+TILES = Tiles(rows=1024, block=512)
 
 
 def dense_attention(q, k, v, start, query_pos, key_pos, *, scale):

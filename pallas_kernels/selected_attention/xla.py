@@ -5,13 +5,13 @@ import jax.numpy as jnp
 from pallas_kernels.flash import attend
 from pallas_kernels.schedule import Sight, Tiles
 
-ROWS = 256  # few consecutive queries: they share most blocks, so that few logits are masked
-BLOCKS, KEYS = 4, 128  # per step, at least
+ROWS = 512  # not more: a tile's queries should share most of their blocks
+FETCH = 8
 
 
 def tiles(block):
     """The tiles for blocks of `block` keys; a tile visits the union of its queries' blocks."""
-    return Tiles(ROWS, block, fetch=max(BLOCKS, KEYS // block))
+    return Tiles(ROWS, block, FETCH)
 
 
 def selected_attention(q, k, v, blocks, pos, *, scale):
