@@ -27,3 +27,14 @@ def assert_close(name, got, want, *, dtype="float32", factor=1.0):
     limit = factor * (REL_RMS[dtype] * scale + FLOOR_RMS[dtype])
     worst = np.abs(got - want).max()
     assert error <= limit, f"{name}: RMS error {error:.2e} > {limit:.2e}, largest {worst:.2e}"
+
+
+def largest_array(jaxpr):
+    """Elements of the largest array that a jaxpr, or a jaxpr inside of it, computes."""
+    inner = [jaxpr.jaxpr] if hasattr(jaxpr, "jaxpr") else []
+    largest = 0
+    for equation in getattr(jaxpr, "eqns", ()):
+        largest = max([largest, *(var.aval.size for var in equation.outvars)])
+        values = [x if isinstance(x, tuple) else (x,) for x in equation.params.values()]
+        inner += [x for value in values for x in value if hasattr(x, "eqns") or hasattr(x, "jaxpr")]
+    return max([largest, *map(largest_array, inner)])
