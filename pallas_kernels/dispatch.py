@@ -60,9 +60,12 @@ def bind_attention(**arrays: tuple[jax.Array, str]) -> dict[str, int]:
     """`bind_dims` for grouped-query attention; adds g = n // k.
 
     Raises:
-      ValueError: as `bind_dims`, or the query heads are not a multiple of the KV heads.
+      ValueError: as `bind_dims`, or a dimension is 0, or the query heads are not a multiple of the
+        KV heads.
     """
     sizes = bind_dims(**arrays)
-    if not sizes["k"] or sizes["n"] % sizes["k"]:
+    if empty := [letter for letter, size in sizes.items() if not size]:
+        raise ValueError(f"attention needs every dimension to be at least 1; {empty} are 0")
+    if sizes["n"] % sizes["k"]:
         raise ValueError(f"{sizes['n']} query heads are not a multiple of {sizes['k']} KV heads")
     return sizes | {"g": sizes["n"] // sizes["k"]}

@@ -57,19 +57,14 @@ def nsa_attention(
         multiple of B (checked where the arrays are concrete, that is, outside of jit).
       NotImplementedError: `implementation` has no kernel.
     """
-    sizes = dispatch.bind_attention(
+    dispatch.bind_attention(
         q=(q, "b s n h"), k=(k, "b t k h"), v=(v, "b t k h"), gates=(gates, "b s n 3")
     )
-    _check_offset(q_offset, sizes["s"], sizes["t"])
-    if segment_ids is not None:
-        dispatch.bind_dims(k=(k, "b t k h"), segment_ids=(segment_ids, "b t"))
-        _check_segments(segment_ids, spec.block_size)
+    start, pos = _places(q, k, segment_ids, q_offset, spec.block_size)
     how = {"implementation": dispatch.resolve(implementation), "interpret": interpret}
+    scale = q.shape[-1] ** -0.5
 
-    start, pos = _positions(segment_ids, q_offset, sizes)
     k, v = (_whole_blocks(x, spec.block_size) for x in (k, v))
-    scale = sizes["h"] ** -0.5
-
     compressed, blocks = _compress_and_select(q, k, v, start, pos, spec=spec, how=how)
     selected = selected_attention(q, k, v, blocks, pos, scale=scale, **how)
     window = window_attention(q, k, v, start, pos, window=spec.window_size, scale=scale, **how)
@@ -87,13 +82,8 @@ def nsa_blocks(
     q_offset: int | jax.Array = 0,
 ) -> BlockSet:
     """The blocks that `nsa_attention` selects for the same arguments; raises as it does."""
-    sizes = dispatch.bind_attention(q=(q, "b s n h"), k=(k, "b t k h"))
-    _check_offset(q_offset, sizes["s"], sizes["t"])
-    if segment_ids is not None:
-        dispatch.bind_dims(k=(k, "b t k h"), segment_ids=(segment_ids, "b t"))
-        _check_segments(segment_ids, spec.block_size)
+    start, pos = _places(q, k, segment_ids, q_offset, spec.block_size)
     how = {"implementation": dispatch.resolve(implementation), "interpret": interpret}
-    start, pos = _positions(segment_ids, q_offset, sizes)
     k = _whole_blocks(k, spec.block_size)
     return _compress_and_select(q, k, k, start, pos, spec=spec, how=how)[1]
 
@@ -117,12 +107,16 @@ def _combine(gates, branches, pos):
     return sum(terms).astype(branches[0].dtype)
 
 
-def _positions(segment_ids, q_offset, sizes):
+def _places(q, k, segment_ids, q_offset, block):
     """i32[b s] index of the first key of each query's sequence, and of its own; -1 for padding."""
+    sizes = dispatch.bind_attention(q=(q, "b s n h"), k=(k, "b t k h"))
     b, s, t = sizes["b"], sizes["s"], sizes["t"]
+    _check_offset(q_offset, s, t)
     pos = jnp.broadcast_to(jnp.arange(s, dtype=jnp.int32) + q_offset, (b, s))
     if segment_ids is None:
         return jnp.zeros_like(pos), pos
+    dispatch.bind_dims(k=(k, "b t k h"), segment_ids=(segment_ids, "b t"))
+    _check_segments(segment_ids, block)
     begins = jnp.diff(segment_ids, axis=1, prepend=segment_ids[:, :1] - 1) != 0
     start = jax.lax.cummax(jnp.where(begins, jnp.arange(t, dtype=jnp.int32), 0), axis=1)
     start, segment = (

@@ -202,6 +202,10 @@ def test_no_array_grows_with_the_square_of_the_length():
         "width": (lambda a: {"k": a["k"][..., :8]}, "k must be .* with h=16 of q"),
         "gates": (lambda a: {"gates": a["gates"][..., :2]}, r"gates must be \[b s n 3\] with 3=3"),
         "rank": (lambda a: {"q": a["q"][0]}, r"q must be \[b s n h\], got shape \(32, 4, 16\)"),
+        "empty": (
+            lambda a: {"q": a["q"][:, :0], "gates": a["gates"][:, :0]},
+            r"every dimension to be at least 1; \['s'\] are 0",
+        ),
         "heads": (
             lambda a: {"q": a["q"][:, :, :3], "gates": a["gates"][:, :, :3]},
             "3 query heads are not a multiple of 2 KV heads",
