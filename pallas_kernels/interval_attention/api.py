@@ -21,7 +21,8 @@ def interval_attention(
 ) -> jax.Array:
     """Softmax attention of each patch over a half-open range of indices that holds it.
 
-    Work and memory are linear in p for a fixed `max_length`.
+    For a fixed `max_length` memory is linear in p, and so is the work but for one comparison of
+    positions per tile and key.
 
     Args:
       q: float[b p n h] queries; query head i reads KV head i // (n // k).
