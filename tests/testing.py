@@ -31,10 +31,11 @@ def assert_close(name, got, want, *, dtype="float32", factor=1.0):
 
 def largest_array(jaxpr):
     """Elements of the largest array that a jaxpr, or a jaxpr inside of it, computes."""
-    inner = [jaxpr.jaxpr] if hasattr(jaxpr, "jaxpr") else []
+    jaxpr = getattr(jaxpr, "jaxpr", jaxpr)  # of a closed one; newer JAX has it on both kinds
     largest = 0
-    for equation in getattr(jaxpr, "eqns", ()):
-        largest = max([largest, *(var.aval.size for var in equation.outvars)])
+    for equation in jaxpr.eqns:
         values = [x if isinstance(x, tuple) else (x,) for x in equation.params.values()]
-        inner += [x for value in values for x in value if hasattr(x, "eqns") or hasattr(x, "jaxpr")]
-    return max([largest, *map(largest_array, inner)])
+        inner = [x for value in values for x in value if hasattr(x, "jaxpr") or hasattr(x, "eqns")]
+        sizes = [var.aval.size for var in equation.outvars]
+        largest = max([largest, *sizes, *map(largest_array, inner)])
+    return largest
