@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Literal
 
-AttentionMode = Literal["paper", "dense"]
+AttentionMode = Literal["paper", "dense", "released"]
 PositionAdvance = Literal["all_axes", "spatial"]
 
 
@@ -79,6 +79,38 @@ class NSAConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class ReleasedConfig:
+    """What the released VideoNSA code computes and the paper does not say, each with its switch.
+
+    The released weights were evaluated with all on. With all off, `released` computes what `paper`
+    does. See docs/released_semantics.md.
+    """
+
+    # Each query head runs once per full copy of the heads in 16 slots per KV head, against the KV
+    # heads of those slots, and the copies are averaged. Off: grouped-query attention.
+    two_copies: bool = True
+    # A query sees the compressed blocks from its own on. Off: those complete by its position.
+    future_blocks: bool = True
+    # Scores are scaled by the softmax denominators of other tokens and heads. Off: by their own.
+    transposed_lse: bool = True
+    # The best blocks come from a bitonic network of 64: its ties, its power-of-two count, one vote
+    # per slot for the own block. Off: the own block, then the highest, ties to the lowest.
+    network_topk: bool = True
+    # Text stands in the sparse sequence as keys and values of zero. Off: it is left out.
+    text_as_zeros: bool = True
+    # Blocks count from the prompt's first token. Off: from its first vision token.
+    absolute_blocks: bool = True
+    # Text adds sparse attention of a query of zero, gates at a half. Off: dense attention only.
+    sparse_on_text: bool = True
+    # Vision adds the mean of all values so far. Off: sparse attention only.
+    mean_on_vision: bool = True
+    # A token is vision if its three rotary ids differ. Off: if it is a placeholder.
+    split_by_positions: bool = True
+    # Seconds per grid are truncated to an integer before rotary ids are made. Off: kept.
+    whole_seconds: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
 class ModelConfig:
     """Everything that fixes the parameters' shapes and the function they compute."""
 
@@ -86,6 +118,7 @@ class ModelConfig:
     vision: VisionConfig
     nsa: NSAConfig = NSAConfig()
     attention: AttentionMode = "paper"
+    released: ReleasedConfig = ReleasedConfig()  # read where attention is "released"
     image_token_id: int = 151_655
     video_token_id: int = 151_656
     vision_start_token_id: int = 151_652
