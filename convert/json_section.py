@@ -1,0 +1,67 @@
+"""Typed reads from a config.json."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from videonsa_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Section:
+    """One object of a config.json; reads check types, errors name the field.
+
+    Null means absent, as in transformers.
+    """
+
+    path: str  # of its fields in the file
+    values: Mapping[str, Any]
+    defaults: Mapping[str, Any]
+
+    def has(self, key: str) -> bool:
+        """Whether the file gives a value."""
+        return self.values.get(key) is not None
+
+    def integer(self, key: str, least: int = 1) -> int:
+        return self._checked(key, self._read(key), least)
+
+    def integers(self, key: str) -> tuple[int, ...]:
+        values = self._read(key)
+        if not isinstance(values, list | tuple):
+            raise UserError(f"config.json: {self.path}{key}={values!r} must be a list of integers")
+        return tuple(self._checked(key, value, 0) for value in values)
+
+    def number(self, key: str) -> float:
+        value = self._read(key)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+            raise UserError(f"config.json: {self.path}{key}={value!r} must be a number above 0")
+        return float(value)
+
+    def allow(self, key: str, *values: Any) -> None:
+        """Raises for a value, explicit or by default, that would change what is computed."""
+        value = self.values[key] if key in self.values else self.defaults.get(key, values[0])
+        if value not in values:
+            raise UserError(
+                f"config.json: {self.path}{key}={value!r} is not supported; "
+                f"allowed: {' or '.join(map(repr, values))}"
+            )
+
+    def section(self, key: str, defaults: Mapping[str, Any]) -> "Section":
+        value = self._read(key)
+        if not isinstance(value, Mapping):
+            raise UserError(f"config.json: {self.path}{key}={value!r} must be an object")
+        return Section(f"{self.path}{key}.", value, defaults)
+
+    def _read(self, key: str) -> Any:
+        if self.has(key):
+            return self.values[key]
+        if key not in self.defaults:
+            raise UserError(f"config.json: {self.path}{key} is missing; copy it from the original")
+        return self.defaults[key]
+
+    def _checked(self, key: str, value: Any, least: int) -> int:
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise UserError(
+                f"config.json: {self.path}{key}={value!r} must be an integer, at least {least}"
+            )
+        return value
