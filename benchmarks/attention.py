@@ -7,6 +7,7 @@ references at a small size. Prints a table; writes FILE.json and, beside it, FIL
 """
 
 import argparse
+import collections
 import functools
 import json
 import os
@@ -92,6 +93,9 @@ def forward_backward(op):
     return run
 
 
+PHASES = {"forward": forward, "forward+backward": forward_backward}
+
+
 def check():
     """Raises ValueError if an operation or a gradient is off its reference."""
     arrays = video_inputs(1000)
@@ -144,38 +148,59 @@ def _seconds(run, arrays):
     return time.perf_counter() - begin
 
 
-def measure(tokens, passes, roof, args):
-    """Rows of both operations at one length; the operations take turns."""
+def compiled(tokens, phases, args):
+    """{(operation, phase): program}, and the inputs of all of them."""
     arrays = video_inputs(tokens, seed=args.seed, dtype=args.dtype)
-    chosen, union = selection(arrays)
+    programs = {
+        (op.__name__, phase): jax.jit(PHASES[phase](op)).lower(*arrays).compile()
+        for phase in phases
+        for op in (dense, nsa)
+    }
+    return programs, arrays
+
+
+def measure(lengths, phases, args):
+    """{(operation, phase, tokens): milliseconds of each run}.
+
+    Everything takes turns, lengths too: a slow minute of the machine then touches all alike, and
+    ratios and growth factors can be trusted more than the times themselves.
+    """
+    cases = {tokens: compiled(tokens, phases, args) for tokens in lengths}
+    times = collections.defaultdict(list)
+    begin = time.perf_counter()
+    for turn in range(args.rounds):
+        for tokens, (programs, arrays) in cases.items():
+            for what, program in programs.items():
+                times[*what, tokens].append(1e3 * _seconds(program, arrays))
+        spent = time.perf_counter() - begin
+        left = spent / (turn + 1) * (args.rounds - turn - 1)
+        print(f"round {turn + 1} of {args.rounds}: {spent:.0f} s, {left:.0f} s left", flush=True)
+    return times
+
+
+def rows_of(times, roof, args):
+    """One row per operation, phase and length."""
+    lengths = sorted({tokens for *_, tokens in times})
+    chosen = {tokens: selection(video_inputs(tokens, seed=args.seed)) for tokens in lengths}
     rows = []
-    for phase, wrap in passes.items():
-        runs = {op.__name__: jax.jit(wrap(op)).lower(*arrays).compile() for op in (dense, nsa)}
-        times = {name: [] for name in runs}
-        begin = time.perf_counter()
-        while len(times["nsa"]) < args.repeats or (
-            len(times["nsa"]) < 20 and time.perf_counter() - begin < args.seconds
-        ):
-            for name, run in runs.items():
-                times[name].append(1e3 * _seconds(run, arrays))
-        middle = {name: float(np.median(x)) for name, x in times.items()}
+    for (name, phase, tokens), samples in times.items():
+        middle = float(np.median(samples))
         work = 3.5 if phase == "forward+backward" else 1.0  # the backward has 5 products for 2
-        for name, samples in times.items():
-            flops = work * useful_flops(name, tokens, chosen)
-            rows.append(
-                {
-                    "what": f"{name} {phase}",
-                    "tokens": tokens,
-                    "input": f"video, seed {args.seed}, {args.dtype}",
-                    "mean_union": union if name == "nsa" else None,
-                    "ms_median": middle[name],
-                    "ms_p10": float(np.percentile(samples, 10)),
-                    "ms_p90": float(np.percentile(samples, 90)),
-                    "ratio_to_dense": middle["dense"] / middle[name],
-                    "roofline_fraction": flops / (middle[name] / 1e3 * roof),
-                }
-            )
-    return rows
+        flops = work * useful_flops(name, tokens, chosen[tokens][0])
+        rows.append(
+            {
+                "what": f"{name} {phase}",
+                "tokens": tokens,
+                "input": f"video, seed {args.seed}, {args.dtype}",
+                "mean_union": chosen[tokens][1] if name == "nsa" else None,
+                "ms_median": middle,
+                "ms_p10": float(np.percentile(samples, 10)),
+                "ms_p90": float(np.percentile(samples, 90)),
+                "ratio_to_dense": float(np.median(times["dense", phase, tokens])) / middle,
+                "roofline_fraction": flops / (middle / 1e3 * roof),
+            }
+        )
+    return sorted(rows, key=lambda row: row["tokens"])
 
 
 def growth(rows, row):
@@ -184,15 +209,14 @@ def growth(rows, row):
     return row["ms_median"] / half[0]["ms_median"] if half else None
 
 
-def print_rows(rows, new):
-    for row in new:
+def print_rows(rows):
+    for row in rows:
         factor, union = growth(rows, row), row["mean_union"]
         print(
             f"{row['what']:24} {row['tokens']:7} {row['ms_median']:11.1f} "
             f"{row['ms_p10']:11.1f} {row['ms_p90']:11.1f} "
             f"{'' if factor is None else format(factor, '.2f'):>7} {row['ratio_to_dense']:9.2f} "
-            f"{row['roofline_fraction']:9.2f} {'' if union is None else format(union, '.1f'):>6}",
-            flush=True,
+            f"{row['roofline_fraction']:9.2f} {'' if union is None else format(union, '.1f'):>6}"
         )
 
 
@@ -225,8 +249,7 @@ def main():
     parser.add_argument("--backward", action="store_true", help="also time forward + backward")
     parser.add_argument("--tokens", default="4096,8192,16384,32768", help="lengths, by comma")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
-    parser.add_argument("--repeats", type=int, default=3, help="least repetitions of each")
-    parser.add_argument("--seconds", type=float, default=20, help="repeat at least so long")
+    parser.add_argument("--rounds", type=int, default=20, help="runs of each, taking turns")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=pathlib.Path, required=True, help="FILE.json")
     args = parser.parse_args()
@@ -237,18 +260,13 @@ def main():
     print(
         f"{device}; roof {roof / 1e9:.0f} GFLOP/s; errors against the references below {LIMIT:.0e}"
     )
+    lengths = [int(tokens) for tokens in args.tokens.split(",")]
+    rows = rows_of(measure(lengths, list(PHASES)[: 1 + args.backward], args), roof, args)
     print(
         f"{'what':24} {'tokens':>7} {'median ms':>11} {'p10':>11} {'p90':>11} {'growth':>7} "
         f"{'vs dense':>9} {'roofline':>9} {'union':>6}"
     )
-    passes = {"forward": forward}
-    if args.backward:
-        passes["forward+backward"] = forward_backward
-    rows = []
-    for tokens in map(int, args.tokens.split(",")):
-        new = measure(tokens, passes, roof, args)
-        rows += new
-        print_rows(rows, new)
+    print_rows(rows)
     versions = {
         "jax": jax.__version__,
         "numpy": np.__version__,
