@@ -21,6 +21,15 @@ class BlockSet:
     bits: jax.Array
     block: int = dataclasses.field(metadata={"static": True})
 
+    @classmethod
+    def of_ids(cls, ids: jax.Array, count: int, block: int) -> "BlockSet":
+        """i32[b s k m] numbers of chosen blocks, -1 for none, out of `count` blocks."""
+        return cls(pack((ids[..., None] == jnp.arange(count)).any(-2)), block)
+
+    def members(self, count: int) -> jax.Array:
+        """bool[b s k count]: which of the first `count` blocks are chosen."""
+        return unpack(self.bits, count)
+
 
 def pack(members: jax.Array) -> jax.Array:
     """bool[... c] -> uint32[... ceil(c/32)]."""

@@ -14,6 +14,7 @@ from pallas_kernels import dense_attention
 from videonsa_jax.config import ModelConfig, TextConfig
 from videonsa_jax.layers import Linear
 from videonsa_jax.nsa import vision_attention
+from videonsa_jax.released.layout import Layout
 from videonsa_jax.rope import rotate
 
 
@@ -37,6 +38,7 @@ class Places:
     start: Streams  # i32[b .] order of the sequence's first token
     vision_segment: jax.Array  # i32[b r]; -1 at padding
     key_order: jax.Array  # i32[b t] order of every key; -1 where there is none
+    released: Layout | None = None  # in released mode
 
 
 jax.tree_util.register_dataclass(

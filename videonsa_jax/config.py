@@ -127,6 +127,21 @@ class ModelConfig:
     # Qwen2.5-VL was trained (transformers 4), or past its height and width only (transformers 5).
     position_advance: PositionAdvance = "all_axes"
 
+    def __post_init__(self):
+        if self.attention != "released":
+            return
+        group = self.text.num_heads // self.text.num_kv_heads
+        if self.released.two_copies and group > 16:
+            raise ValueError(
+                f"{group} query heads per KV head do not fit into the released layout's 16 slots; "
+                "set released.two_copies=false"
+            )
+        if self.released.network_topk and self.nsa.block_count > 64:
+            raise ValueError(
+                f"{self.nsa.block_count=} is above 64, the width of the released top-k; set "
+                "released.network_topk=false"
+            )
+
 
 @dataclasses.dataclass(frozen=True)
 class ComputeConfig:

@@ -11,6 +11,8 @@ from videonsa_jax.batch import Batch, Cache
 from videonsa_jax.config import ComputeConfig, ModelConfig
 from videonsa_jax.gates import BranchGates
 from videonsa_jax.layers import Embedding, Linear, RMSNorm, SwiGLU, scan_layers
+from videonsa_jax.released import attention as released
+from videonsa_jax.released.layout import plan
 from videonsa_jax.rope import mrope_angles
 from videonsa_jax.sharding.rules import Rules
 
@@ -41,12 +43,13 @@ class DecoderLayer(nnx.Module):
         context = (keys.joined(), values.joined())
         if cache is not None:
             cache, context = _store(cache, layer, *context)
-        mixed = attend(
+        mix = released.attend if self.cfg.attention == "released" else attend
+        mixed = mix(
             queries,
             keys,
             values,
             context=context,
-            gates=self.gates(normed.vision) if self.cfg.attention == "paper" else None,
+            gates=None if self.cfg.attention == "dense" else self.gates(normed.vision),
             places=places,
             cfg=self.cfg,
             implementation=implementation,
@@ -107,6 +110,11 @@ class TextDecoder(nnx.Module):
     def places(self, batch: Batch, cache: Cache | None) -> Places:
         """Where the batch's tokens are; `cache`, if any, has them entered."""
         order = Streams(batch.vision_order, batch.text_order)
+        released = None
+        if self.cfg.attention == "released":
+            positions = Streams(batch.vision_positions, batch.text_positions)
+            vision_slots = batch.vision_order.shape[1]
+            released = plan(order.joined(), positions.joined(), vision_slots, self.cfg)
         return Places(
             angles=Streams(
                 self._angles(batch.vision_positions), self._angles(batch.text_positions)
@@ -115,6 +123,7 @@ class TextDecoder(nnx.Module):
             start=Streams(batch.vision_start, batch.text_start),
             vision_segment=batch.vision_segment,
             key_order=order.joined() if cache is None else cache.key_order,
+            released=released,
         )
 
     def logits(self, hidden: jax.Array) -> jax.Array:

@@ -46,6 +46,13 @@ class RunConfig:
     sharding: Rules = rules.PRESETS["fsdp"]
     seed: int = 0
 
+    def __post_init__(self):
+        if self.model.attention == "released" and self.data.samples_per_row > 1:
+            raise ValueError(
+                f"{self.data.samples_per_row=} must be 1 where model.attention is 'released', "
+                "which knows one sequence per row"
+            )
+
 
 SECTION_PRESETS = {"model": config.PRESETS, "sharding": rules.PRESETS}
 
@@ -155,7 +162,7 @@ def build(cls: type, values: Any, path: str = "", base: Any = None) -> Any:
     try:
         return cls(**given) if base is None else dataclasses.replace(base, **given)
     except ValueError as error:
-        raise UserError(f"config.{path}: {error}") from error
+        raise UserError(f"{f'config.{path}' if path else 'config'}: {error}") from error
 
 
 def _preset(section: str, name: str) -> Any:

@@ -26,11 +26,11 @@ def layers(model: VideoNSA, batch: Batch) -> Iterator[Decisions]:
     """Yields each decoder layer's decisions, from the first layer on.
 
     Raises:
-      UserError: the model uses dense attention, which decides nothing.
+      UserError: the model's attention is not the paper's.
     """
-    if model.cfg.attention == "dense":
+    if (mode := model.cfg.attention) != "paper":
         raise UserError(
-            "model.attention='dense' has neither gates nor selected blocks; "
+            f"model.attention={mode!r} does not select blocks of vision tokens as the paper does; "
             "use --config.model.attention=paper"
         )
     graphdef, params = nnx.split(model)

@@ -56,7 +56,10 @@ def mrope_positions(tokens: np.ndarray, visuals: Sequence[Visual], cfg: ModelCon
         text_length = start - index
         out[index:start] = next_id + np.arange(text_length)[:, None]
         origin = next_id + text_length
-        interval = np.float32(cfg.tokens_per_second * visual.seconds_per_grid)
+        seconds = visual.seconds_per_grid
+        if cfg.attention == "released" and cfg.released.whole_seconds:
+            seconds = int(seconds)
+        interval = np.float32(cfg.tokens_per_second * seconds)
         times = (np.arange(t, dtype=np.float32) * (interval if visual.is_video else 0)).astype(int)
         grid = np.stack(np.meshgrid(times, np.arange(h), np.arange(w), indexing="ij"), axis=-1)
         out[start:stop] = origin + grid.reshape(-1, 3)
