@@ -87,10 +87,7 @@ def describe(summary: dict[str, Any]) -> str:
 
 def define_flags() -> None:
     """Not at import: one process may import several programs, whose flags share names."""
-    flags.DEFINE_string("config", None, "config file, path.py or path.py:variant", required=True)
-    flags.DEFINE_multi_string(
-        "override", [], "section.field=value; written --config.section.field="
-    )
+    parse.define_config_flags()
     flags.DEFINE_string(
         "checkpoint", None, "a run's --workdir, or a folder of weights", required=True
     )

@@ -164,10 +164,7 @@ def _too_many_bad(
 
 def define_flags() -> None:
     """Not at import: one process may import several programs, whose flags share names."""
-    flags.DEFINE_string("config", None, "config file, path.py or path.py:variant", required=True)
-    flags.DEFINE_multi_string(
-        "override", [], "section.field=value; written --config.section.field="
-    )
+    parse.define_config_flags()
     flags.DEFINE_string("workdir", None, "folder of the run: checkpoints, metrics, curves")
     flags.DEFINE_bool("dry_run", False, "print the resolved config and the parameters, then exit")
     flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, or 'auto' on a known cluster")

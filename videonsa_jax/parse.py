@@ -15,6 +15,7 @@ import typing
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
+from absl import flags
 from ml_collections import ConfigDict
 
 from videonsa_jax import config
@@ -55,6 +56,14 @@ class RunConfig:
 
 
 SECTION_PRESETS = {"model": config.PRESETS, "sharding": rules.PRESETS}
+
+
+def define_config_flags() -> None:
+    """The flags `--config` and `--override`, which `load_config` and `parse` take."""
+    flags.DEFINE_string("config", None, "config file, path.py or path.py:variant", required=True)
+    flags.DEFINE_multi_string(
+        "override", [], "section.field=value; written --config.section.field="
+    )
 
 
 def override_flags(argv: Sequence[str]) -> list[str]:
