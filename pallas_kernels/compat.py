@@ -1,0 +1,90 @@
+"""The only door to Pallas: what differs between versions of JAX ends here.
+
+Kernels import `pl` and `plgpu` from this module and start with `triton_call`. Nothing here needs
+`jax_triton`; a kernel that does imports it here, inside of the function that calls it, because the
+import fails where JAX is installed without GPU support.
+"""
+
+import warnings
+
+import jax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton as plgpu
+
+__all__ = ["device_kind", "pl", "platform", "plgpu", "triton_call"]
+
+# JAX 0.11 and later say so when a kernel is lowered, with none of our frames on the stack: a filter
+# around the call would not catch it.
+_DEPRECATION = "The Pallas Triton backend is deprecated and will be removed in a future JAX"
+
+
+def triton_call(
+    kernel,
+    *,
+    grid,
+    out_shape,
+    num_warps,
+    num_stages,
+    interpret,
+    name,
+    in_specs=None,
+    out_specs=None,
+    input_output_aliases=None,
+):
+    """A `pl.pallas_call` of the Triton backend; its kernel bears `name` in HLO, PTX and profiles.
+
+    Args:
+      kernel: takes one ref per input and output.
+      grid: programs per axis, at most three axes; the first varies fastest.
+      out_shape: a `jax.ShapeDtypeStruct` per output.
+      num_warps: warps per program.
+      num_stages: loads in flight of a loop.
+      interpret: run on any platform, in the interpreter.
+      name: of the kernel.
+      in_specs: a `pl.BlockSpec` per input; None: each ref is the whole array.
+      out_specs: likewise for the outputs.
+      input_output_aliases: inputs whose memory becomes an output's.
+
+    Returns:
+      A function of the inputs.
+    """
+    if not interpret:
+        warnings.filterwarnings("ignore", message=_DEPRECATION, category=DeprecationWarning)
+
+    def body(*refs):
+        kernel(*refs)
+
+    body.__name__ = body.__qualname__ = name  # the lowering reads the name from the function
+    specs = {"in_specs": in_specs, "out_specs": out_specs}
+    return pl.pallas_call(
+        body,
+        grid=grid,
+        out_shape=out_shape,
+        input_output_aliases=input_output_aliases or {},
+        compiler_params=plgpu.CompilerParams(num_warps=num_warps, num_stages=num_stages),
+        interpret=interpret,
+        name=name,
+        **{key: value for key, value in specs.items() if value is not None},
+    )
+
+
+def platform() -> str:
+    """ "cpu", "gpu" or "tpu": where code that is traced now will run.
+
+    It is the platform of the mesh in use, also of an abstract one (`jax.sharding.use_abstract_mesh`
+    with an `AbstractDevice`, for compiling without the device), or that of the default device.
+    """
+    name = _device().platform
+    return "gpu" if name in ("cuda", "rocm") else name
+
+
+def device_kind() -> str:
+    """The model of that device, such as "NVIDIA H100 80GB HBM3"."""
+    return _device().device_kind
+
+
+def _device():
+    device = jax.sharding.get_abstract_mesh().abstract_device or jax.config.jax_default_device
+    if device is None or isinstance(device, str):
+        return jax.local_devices(backend=device)[0]
+    return device
