@@ -54,9 +54,26 @@ def _attend_fwd(q, k, v, sight, scale, tiles):
 
 
 def _attend_bwd(scale, tiles, residuals, cotangents):
+    return *backward(residuals, cotangents[0], scale, tiles), None
+
+
+attend.defvjp(_attend_fwd, _attend_bwd)
+
+
+def backward(residuals, dout, scale, tiles):
+    """The gradients of `attend`, whatever computed its results.
+
+    Args:
+      residuals: q, k, v and sight as `attend` takes them, out and lse as it returns them.
+      dout: float[b s n h] gradient of `out`.
+      scale: factor of the logits.
+      tiles: how to cut the work.
+
+    Returns:
+      dq, dk, dv in the shapes and dtypes of q, k, v.
+    """
     q, k, v, sight, out, lse = residuals
     cut = Cut(q.shape, k.shape, tiles)
-    dout = cotangents[0]
     delta = (dout.astype(jnp.float32) * out.astype(jnp.float32)).sum(-1)
 
     def lane(args):
@@ -74,10 +91,7 @@ def _attend_bwd(scale, tiles, residuals, cotangents):
     rows = tuple(cut.rows(x) for x in (sight.live(q), dout, lse, delta))
     dq, dk, dv = jax.lax.map(lane, (rows, cut.keys(k), cut.keys(v), cut.sights(sight)))
     dq, dk, dv = cut.join_rows(dq), cut.join_keys(dk), cut.join_keys(dv)
-    return dq.astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype), None
-
-
-attend.defvjp(_attend_fwd, _attend_bwd)
+    return dq.astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype)
 
 
 def _forward(q, keys, values, walk, scale):
