@@ -1,31 +1,64 @@
 """Checks at the public border: dimensions by letter, implementation by name."""
 
+from collections.abc import Collection
 from typing import Literal
 
 import jax
 
+from pallas_kernels import compat
+
 Implementation = Literal["reference", "xla", "triton", "mosaic_tpu"]
 
-_AVAILABLE = ("reference", "xla")
-_PLANNED = ("triton", "mosaic_tpu")
+_PALLAS = ("triton", "mosaic_tpu")
+_NAMES = ("reference", "xla", *_PALLAS)
+_LONGEST = 2**31 - 1
 
 
-def resolve(implementation: Implementation | None) -> Implementation:
-    """The implementation that will run; None picks the best one for the platform.
+def resolve(
+    implementation: Implementation | None,
+    available: Collection[str],
+    *,
+    interpret: bool = False,
+    misfit: str | None = None,
+) -> Implementation:
+    """The implementation that will run.
+
+    None picks the best one for the platform: "triton" on a GPU, where the operation has such a
+    kernel and it takes the arguments, else "xla". A name is never replaced by another.
+
+    Args:
+      implementation: a name or None.
+      available: the names that the operation has.
+      interpret: whether Pallas kernels run in the interpreter, on any platform.
+      misfit: why the Triton kernels do not take the arguments, see `limits`; None if they do.
 
     Raises:
-      ValueError: the name is unknown.
-      NotImplementedError: the name is known but has no kernel.
+      ValueError: the name is unknown, or its kernels need another platform or other arguments.
+      NotImplementedError: the name is known but the operation has no kernel of it.
     """
     if implementation is None:
-        return "xla"
-    if implementation in _AVAILABLE:
-        return implementation
-    if implementation in _PLANNED:
+        fits = "triton" in available and misfit is None
+        return "triton" if fits and compat.platform() == "gpu" else "xla"
+    if implementation not in _NAMES:
+        raise ValueError(f"{implementation=} is unknown; use one of {_NAMES} or None")
+    if implementation not in available:
         raise NotImplementedError(
-            f"{implementation=} has no kernel yet; use one of {_AVAILABLE} or None"
+            f"{implementation=} has no kernel here; use one of {tuple(available)} or None"
         )
-    raise ValueError(f"{implementation=} is unknown; use one of {_AVAILABLE + _PLANNED} or None")
+    if implementation == "triton":
+        if not interpret and (platform := compat.platform()) != "gpu":
+            raise ValueError(
+                f"{implementation=} runs on a GPU and the platform is {platform!r}; use "
+                "implementation='xla', or interpret=True to run the kernels in the interpreter"
+            )
+        if misfit is not None:
+            raise ValueError(misfit)
+    return implementation
+
+
+def settings(name: Implementation, interpret: bool) -> dict[str, bool]:
+    """The keyword arguments that only the functions of a Pallas implementation take."""
+    return {"interpret": interpret} if name in _PALLAS else {}
 
 
 def bind_dims(**arrays: tuple[jax.Array, str]) -> dict[str, int]:
@@ -60,12 +93,14 @@ def bind_attention(**arrays: tuple[jax.Array, str]) -> dict[str, int]:
     """`bind_dims` for grouped-query attention; adds g = n // k.
 
     Raises:
-      ValueError: as `bind_dims`, or a dimension is 0, or the query heads are not a multiple of the
-        KV heads.
+      ValueError: as `bind_dims`, or a dimension is 0 or beyond int32, or the query heads are not a
+        multiple of the KV heads.
     """
     sizes = bind_dims(**arrays)
     if empty := [letter for letter, size in sizes.items() if not size]:
         raise ValueError(f"attention needs every dimension to be at least 1; {empty} are 0")
+    if long := {letter: size for letter, size in sizes.items() if size > _LONGEST}:
+        raise ValueError(f"{long} exceed int32, which holds positions; the most is {_LONGEST}")
     if sizes["n"] % sizes["k"]:
         raise ValueError(f"{sizes['n']} query heads are not a multiple of {sizes['k']} KV heads")
     return sizes | {"g": sizes["n"] // sizes["k"]}

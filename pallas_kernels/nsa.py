@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pallas_kernels import dispatch
+from pallas_kernels import dispatch, limits
 from pallas_kernels.block_mean.api import block_mean
 from pallas_kernels.blocks import BlockSet
 from pallas_kernels.compressed_attention.api import compressed_attention
@@ -54,14 +54,15 @@ def nsa_attention(
 
     Raises:
       ValueError: shapes disagree, or queries lie beyond the keys, or a segment does not start at a
-        multiple of B (checked where the arrays are concrete, that is, outside of jit).
+        multiple of B (both checked where the arrays are concrete, that is, outside of jit), or the
+        platform or the sizes are not those of `implementation`.
       NotImplementedError: `implementation` has no kernel.
     """
     dispatch.bind_attention(
         q=(q, "b s n h"), k=(k, "b t k h"), v=(v, "b t k h"), gates=(gates, "b s n 3")
     )
     start, pos = _places(q, k, segment_ids, q_offset, spec.block_size)
-    how = {"implementation": dispatch.resolve(implementation), "interpret": interpret}
+    how = _how(q, k, v, spec.block_size, implementation, interpret)
     scale = q.shape[-1] ** -0.5
 
     k, v = (_whole_blocks(x, spec.block_size) for x in (k, v))
@@ -83,9 +84,20 @@ def nsa_blocks(
 ) -> BlockSet:
     """The blocks that `nsa_attention` selects for the same arguments; raises as it does."""
     start, pos = _places(q, k, segment_ids, q_offset, spec.block_size)
-    how = {"implementation": dispatch.resolve(implementation), "interpret": interpret}
+    how = _how(q, k, k, spec.block_size, implementation, interpret)
     k = _whole_blocks(k, spec.block_size)
     return _compress_and_select(q, k, k, start, pos, spec=spec, how=how)[1]
+
+
+def _how(q, k, v, block, implementation, interpret):
+    """One choice of implementation for all branches, as keyword arguments of the operations."""
+    name = dispatch.resolve(
+        implementation,
+        ("reference", "xla", "triton"),
+        interpret=interpret,
+        misfit=limits.attention_misfit(q, k, v) or limits.block_misfit(block),
+    )
+    return {"implementation": name, "interpret": interpret}
 
 
 def _compress_and_select(q, k, v, start, pos, *, spec, how):

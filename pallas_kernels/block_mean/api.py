@@ -25,11 +25,13 @@ def block_mean(
       float[b c k h], c = t // block, dtype of `x`.
 
     Raises:
-      ValueError: `x` is not rank 4, or t is not a multiple of `block`.
+      ValueError: `x` is not rank 4, or t is not a multiple of `block`, or the platform is not that
+        of `implementation`.
       NotImplementedError: `implementation` has no kernel.
     """
     t = dispatch.bind_dims(x=(x, "b t k h"))["t"]
     if t % block:
         raise ValueError(f"x has {t} tokens, not a multiple of block={block}")
-    dispatch.resolve(implementation)  # a reshape and a mean: one formula serves both
+    # A reshape and a mean: XLA fuses the one formula on every platform.
+    dispatch.resolve(implementation, ("reference", "xla", "triton"), interpret=interpret)
     return ref.block_mean(x, block=block)

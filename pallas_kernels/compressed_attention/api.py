@@ -2,7 +2,7 @@
 
 import jax
 
-from pallas_kernels import dispatch
+from pallas_kernels import dispatch, limits
 from pallas_kernels.compressed_attention import ref, xla
 
 _IMPLEMENTATIONS = {"reference": ref, "xla": xla}
@@ -34,12 +34,19 @@ def compressed_attention(
       softmax denominator, -inf there. No gradient flows through lse.
 
     Raises:
-      ValueError: shapes disagree.
+      ValueError: shapes disagree, or the platform or the sizes are not those of `implementation`.
       NotImplementedError: `implementation` has no kernel.
     """
     dispatch.bind_attention(
         q=(q, "b s n h"), k=(k, "b c k h"), v=(v, "b c k h"), visible=(visible, "b s 2")
     )
-    run = _IMPLEMENTATIONS[dispatch.resolve(implementation)].compressed_attention
-    out, lse = run(q, k, v, visible, scale=scale)
+    name = dispatch.resolve(
+        implementation,
+        _IMPLEMENTATIONS,
+        interpret=interpret,
+        misfit=limits.attention_misfit(q, k, v),
+    )
+    run = _IMPLEMENTATIONS[name].compressed_attention
+    settings = dispatch.settings(name, interpret)
+    out, lse = run(q, k, v, visible, scale=scale, **settings)
     return out, jax.lax.stop_gradient(lse)

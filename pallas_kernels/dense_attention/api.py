@@ -2,7 +2,7 @@
 
 import jax
 
-from pallas_kernels import dispatch
+from pallas_kernels import dispatch, limits
 from pallas_kernels.dense_attention import ref, xla
 
 _IMPLEMENTATIONS = {"reference": ref, "xla": xla}
@@ -39,7 +39,7 @@ def dense_attention(
       float[b s n h], dtype of `q`; exactly 0 where nothing is visible.
 
     Raises:
-      ValueError: shapes disagree.
+      ValueError: shapes disagree, or the platform or the sizes are not those of `implementation`.
       NotImplementedError: `implementation` has no kernel.
     """
     dispatch.bind_attention(
@@ -51,5 +51,12 @@ def dense_attention(
         key_pos=(key_pos, "b t"),
     )
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    run = _IMPLEMENTATIONS[dispatch.resolve(implementation)].dense_attention
-    return run(q, k, v, start, query_pos, key_pos, scale=scale)
+    name = dispatch.resolve(
+        implementation,
+        _IMPLEMENTATIONS,
+        interpret=interpret,
+        misfit=limits.attention_misfit(q, k, v),
+    )
+    run = _IMPLEMENTATIONS[name].dense_attention
+    settings = dispatch.settings(name, interpret)
+    return run(q, k, v, start, query_pos, key_pos, scale=scale, **settings)

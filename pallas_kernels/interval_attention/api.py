@@ -48,5 +48,6 @@ def interval_attention(
     if max_length < 1:
         raise ValueError(f"max_length must be at least 1, got {max_length}")
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    run = _IMPLEMENTATIONS[dispatch.resolve(implementation)].interval_attention
+    name = dispatch.resolve(implementation, _IMPLEMENTATIONS, interpret=interpret)
+    run = _IMPLEMENTATIONS[name].interval_attention
     return run(q, k, v, interval, max_length=max_length, scale=scale)

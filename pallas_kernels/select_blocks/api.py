@@ -4,7 +4,7 @@ import dataclasses
 
 import jax
 
-from pallas_kernels import dispatch
+from pallas_kernels import dispatch, limits
 from pallas_kernels.blocks import BlockSet
 from pallas_kernels.select_blocks import ref, xla
 
@@ -63,7 +63,7 @@ def select_blocks(
       A `BlockSet` of at most `rule.top` blocks per query and KV head.
 
     Raises:
-      ValueError: shapes disagree.
+      ValueError: shapes disagree, or the platform or the sizes are not those of `implementation`.
       NotImplementedError: `implementation` has no kernel.
     """
     dispatch.bind_attention(
@@ -74,5 +74,12 @@ def select_blocks(
         own=(own, "b s"),
     )
     q, k, lse = jax.lax.stop_gradient((q, k, lse))
-    run = _IMPLEMENTATIONS[dispatch.resolve(implementation)].select_blocks
-    return run(q, k, lse, visible, own, rule=rule, scale=scale)
+    name = dispatch.resolve(
+        implementation,
+        _IMPLEMENTATIONS,
+        interpret=interpret,
+        misfit=limits.attention_misfit(q, k, k),
+    )
+    run = _IMPLEMENTATIONS[name].select_blocks
+    settings = dispatch.settings(name, interpret)
+    return run(q, k, lse, visible, own, rule=rule, scale=scale, **settings)

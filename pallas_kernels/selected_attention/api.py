@@ -2,7 +2,7 @@
 
 import jax
 
-from pallas_kernels import dispatch
+from pallas_kernels import dispatch, limits
 from pallas_kernels.blocks import WORD, BlockSet
 from pallas_kernels.selected_attention import ref, xla
 
@@ -36,7 +36,7 @@ def selected_attention(
       float[b s n h], dtype of `q`; exactly 0 where nothing is visible.
 
     Raises:
-      ValueError: shapes disagree.
+      ValueError: shapes disagree, or the platform or the sizes are not those of `implementation`.
       NotImplementedError: `implementation` has no kernel.
     """
     sizes = dispatch.bind_attention(
@@ -51,5 +51,12 @@ def selected_attention(
             f"bits has {sizes['words']} words of {WORD} blocks of {blocks.block}, too few for "
             f"{sizes['t']} keys"
         )
-    run = _IMPLEMENTATIONS[dispatch.resolve(implementation)].selected_attention
-    return run(q, k, v, blocks, pos, scale=scale)
+    name = dispatch.resolve(
+        implementation,
+        _IMPLEMENTATIONS,
+        interpret=interpret,
+        misfit=limits.attention_misfit(q, k, v),
+    )
+    run = _IMPLEMENTATIONS[name].selected_attention
+    settings = dispatch.settings(name, interpret)
+    return run(q, k, v, blocks, pos, scale=scale, **settings)

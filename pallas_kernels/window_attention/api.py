@@ -2,7 +2,7 @@
 
 import jax
 
-from pallas_kernels import dispatch
+from pallas_kernels import dispatch, limits
 from pallas_kernels.window_attention import ref, xla
 
 _IMPLEMENTATIONS = {"reference": ref, "xla": xla}
@@ -37,7 +37,7 @@ def window_attention(
       float[b s n h], dtype of `q`; exactly 0 where nothing is visible.
 
     Raises:
-      ValueError: shapes disagree.
+      ValueError: shapes disagree, or the platform or the sizes are not those of `implementation`.
       NotImplementedError: `implementation` has no kernel.
     """
     dispatch.bind_attention(
@@ -47,5 +47,12 @@ def window_attention(
         start=(start, "b s"),
         pos=(pos, "b s"),
     )
-    run = _IMPLEMENTATIONS[dispatch.resolve(implementation)].window_attention
-    return run(q, k, v, start, pos, window=window, scale=scale)
+    name = dispatch.resolve(
+        implementation,
+        _IMPLEMENTATIONS,
+        interpret=interpret,
+        misfit=limits.attention_misfit(q, k, v),
+    )
+    run = _IMPLEMENTATIONS[name].window_attention
+    settings = dispatch.settings(name, interpret)
+    return run(q, k, v, start, pos, window=window, scale=scale, **settings)
