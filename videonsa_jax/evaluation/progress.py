@@ -2,7 +2,7 @@
 
 import sys
 import time
-from typing import TextIO
+from typing import Literal, TextIO
 
 from tqdm import tqdm
 
@@ -10,17 +10,27 @@ LOG_INTERVAL = 10.0  # seconds between two lines of a log
 
 
 class Progress:
-    """Counts finished items out of `total`."""
+    """Counts finished items, or bytes, out of `total`."""
 
-    def __init__(self, label: str, total: int, *, done: int = 0, stream: TextIO | None = None):
+    def __init__(
+        self,
+        label: str,
+        total: int,
+        *,
+        done: int = 0,
+        unit: Literal["items", "bytes"] = "items",
+        stream: TextIO | None = None,
+    ):
         """`done` items were finished by an earlier run; they do not enter the speed."""
         self._label, self._total, self._done = label, total, done
+        self._is_bytes = unit == "bytes"
         self._stream = sys.stderr if stream is None else stream
         self._first = done
         self._started = self._reported = time.monotonic()
         self._bar = None
         if self._stream.isatty():
-            self._bar = tqdm(desc=label, total=total, initial=done, file=self._stream)
+            scale = {"unit": "B", "unit_scale": True} if self._is_bytes else {}
+            self._bar = tqdm(desc=label, total=total, initial=done, file=self._stream, **scale)
 
     def __enter__(self):
         return self
@@ -45,5 +55,9 @@ class Progress:
         left = seconds / max(self._done - self._first, 1) * (self._total - self._done)
         minutes, rest = divmod(round(left), 60)
         hours, minutes = divmod(minutes, 60)
-        line = f"{self._label}  {self._done}/{self._total}  ETA {hours}:{minutes:02}:{rest:02}"
+        done, total = (self._amount(n) for n in (self._done, self._total))
+        line = f"{self._label}  {done}/{total}  ETA {hours}:{minutes:02}:{rest:02}"
         return f"{line}  {note}" if note else line
+
+    def _amount(self, count: int) -> str:
+        return tqdm.format_sizeof(count, "B") if self._is_bytes else str(count)
