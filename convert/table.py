@@ -1,5 +1,6 @@
 """Weight names and layouts, PyTorch <-> JAX: declared once as rows, walked in both directions."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -7,33 +8,39 @@ import numpy as np
 
 
 class Op(NamedTuple):
-    """One layout in both directions; each undoes the other without touching a bit."""
+    """One layout in both directions; each undoes the other without touching a bit.
+
+    Both only reshape and transpose, and take also a range of rows: rows of the PyTorch tensor, on
+    its axis 0, are a range of the JAX array on `axis`.
+    """
 
     to_jax: Callable[[np.ndarray], np.ndarray]
     to_torch: Callable[[np.ndarray], np.ndarray]
+    axis: int
 
 
-KEEP = Op(lambda w: w, lambda w: w)
-LINEAR = Op(np.transpose, np.transpose)  # [out in] <-> [in out]
+KEEP = Op(lambda w: w, lambda w: w, 0)
+LINEAR = Op(np.transpose, np.transpose, 1)  # [out in] <-> [in out]
 
 
 def linear(inputs: tuple[int, ...], outputs: tuple[int, ...]) -> Op:
     """[prod(outputs) prod(inputs)] <-> [*inputs *outputs]."""
-    flat = (int(np.prod(inputs)), int(np.prod(outputs)))
+    size = math.prod(inputs)
     return Op(
-        lambda w: w.T.reshape(*inputs, *outputs),
-        lambda w: w.reshape(flat).T,
+        lambda w: w.T.reshape(*inputs, -1, *outputs[1:]),
+        lambda w: w.reshape(size, -1).T,
+        len(inputs),
     )
 
 
 def vector(shape: tuple[int, ...]) -> Op:
     """[prod(shape)] <-> [*shape]."""
-    return Op(lambda w: w.reshape(shape), lambda w: w.reshape(-1))
+    return Op(lambda w: w.reshape(-1, *shape[1:]), lambda w: w.reshape(-1), 0)
 
 
 def patch_conv(kernel: tuple[int, ...]) -> Op:
     """[out *kernel] of a convolution whose stride is its size <-> [prod(kernel) out]."""
-    return Op(lambda w: w.reshape(len(w), -1).T, lambda w: w.T.reshape(-1, *kernel))
+    return Op(lambda w: w.reshape(len(w), -1).T, lambda w: w.T.reshape(-1, *kernel), 1)
 
 
 class Row(NamedTuple):
