@@ -148,8 +148,11 @@ def create_file(
     with path.open("xb") as file:
         file.write(len(text).to_bytes(_LENGTH, "little") + text)
         file.flush()
-        # Reserved now, a full disk is an error here instead of a crash at a write into a map.
-        os.posix_fallocate(file.fileno(), 0, start + at)
+        try:  # reserved now, a full disk is an error here instead of a crash at a write into a map
+            os.posix_fallocate(file.fileno(), 0, start + at)
+        except OSError as error:
+            reason = f"{error.strerror} for a file of {start + at:,} bytes"
+            raise OSError(error.errno, reason, str(path)) from error
     return {
         tensor.name: Stored(tensor.name, tensor.dtype, tensor.shape, path, start + begin)
         for tensor in tensors
