@@ -201,7 +201,7 @@ def _text(text: Section, *, tied: bool) -> TextConfig:
         num_heads=heads,
         num_kv_heads=text.integer("num_key_value_heads"),
         head_dim=text.integer("head_dim") if text.has("head_dim") else d_model // heads,
-        mrope_section=rope.integers("mrope_section"),
+        mrope_section=rope.integers("mrope_section", count=3),
         rope_theta=rope.number("rope_theta"),
         norm_eps=text.number("rms_norm_eps"),
         tie_embeddings=tied,

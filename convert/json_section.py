@@ -25,10 +25,11 @@ class Section:
     def integer(self, key: str, least: int = 1) -> int:
         return self._checked(key, self._read(key), least)
 
-    def integers(self, key: str) -> tuple[int, ...]:
+    def integers(self, key: str, count: int | None = None) -> tuple[int, ...]:
         values = self._read(key)
-        if not isinstance(values, list | tuple):
-            raise UserError(f"config.json: {self.path}{key}={values!r} must be a list of integers")
+        if not isinstance(values, list | tuple) or count not in (None, len(values)):
+            what = "integers" if count is None else f"{count} integers"
+            raise UserError(f"config.json: {self.path}{key}={values!r} must be a list of {what}")
         return tuple(self._checked(key, value, 0) for value in values)
 
     def number(self, key: str) -> float:
