@@ -1,0 +1,165 @@
+"""Which tensor of a Hugging Face folder fills which parameter, checked by name, shape and dtype."""
+
+import dataclasses
+import re
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal
+
+import ml_dtypes
+import numpy as np
+
+from convert import layout, qwen2_5_vl, videonsa
+from convert.hf_config import Architecture
+from convert.hf_directory import CONFIG, HFDirectory
+from convert.layout import Param
+from convert.safetensors_io import Spec, Stored
+from videonsa_jax.config import ModelConfig
+from videonsa_jax.errors import UserError
+from videonsa_jax.layers import INIT_STDDEV
+
+DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
+FLOATS = (*DTYPES.values(), np.dtype(np.float16))
+HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
+
+
+@dataclasses.dataclass(frozen=True)
+class Drawn(Spec):
+    """A tensor that is drawn anew: a weight from N(0, 0.02**2), a bias of zeros."""
+
+    seed: int
+
+    def read(self, rows: slice | None = None) -> np.ndarray:
+        """The same numbers for the same seed, however the rows are cut."""
+        if self.name.endswith(".bias"):
+            value = np.zeros(self.shape, self.dtype)
+        else:
+            rng = np.random.default_rng([self.seed, zlib.crc32(self.name.encode())])
+            value = INIT_STDDEV * rng.standard_normal(self.shape, np.float32)
+        return (value if rows is None else value[rows]).astype(self.dtype)
+
+    map = read
+
+
+@dataclasses.dataclass(frozen=True)
+class Match:
+    """All that a model's parameters are made of."""
+
+    params: list[Param]
+    tensors: dict[str, Stored | Drawn]  # by canonical name; those of all rows and no others
+    architecture: Architecture
+    gates: Literal["source", "initialised"]
+
+
+def match(
+    source: HFDirectory,
+    cfg: ModelConfig,
+    *,
+    needs_gates: bool,
+    seed: int,
+    allow_unexpected: str | None = None,
+    report: Callable[[str], None],
+) -> Match:
+    """Finds each parameter's tensors; draws the gates where a folder has none.
+
+    Args:
+      source: of stock Qwen2.5-VL or of VideoNSA.
+      cfg: the model that its config describes.
+      needs_gates: the config says that there are gates.
+      seed: of drawn gates.
+      allow_unexpected: tensors whose whole name this expression matches are left out.
+      report: called with a line for everything that the user should know.
+
+    Raises:
+      UserError: tensors are missing or unexpected, or have another shape or dtype.
+    """
+    tensors: dict[str, Stored | Drawn] = dict(source.tensors)
+    tied_head = tensors.pop(HEAD, None) if cfg.text.tie_embeddings else None
+    params = layout.params(cfg, videonsa.rows(cfg))
+    shapes = {name: param.torch_shape for param in params for name in param.row.names()}
+    stock = {name for row in qwen2_5_vl.rows(cfg) for name in row.names()}
+    _drop_unexpected(source, tensors, shapes, allow_unexpected, report)
+    has_gates = needs_gates or any(name not in stock for name in tensors)
+    missing = sorted((shapes if has_gates else stock) - tensors.keys())
+    if missing:
+        raise UserError(
+            f"{source.path}: {len(missing)} tensors of the model that {CONFIG} describes are "
+            f"missing: {_few(missing)}"
+        )
+    for name, tensor in tensors.items():
+        _check(tensor, shapes[name])
+    if tied_head is not None:
+        _check_tied(source, tied_head, tensors[EMBEDDING])
+        report(f"{HEAD} is left out: it equals {EMBEDDING}, which it is tied to")
+    if not has_gates:
+        dtype = tensors[EMBEDDING].dtype
+        drawn = [name for name in shapes if name not in stock]
+        tensors |= {name: Drawn(name, dtype, shapes[name], seed) for name in drawn}
+        report(
+            f"{source.path} has no gates: {len(drawn)} tensors are initialised, weights from "
+            f"N(0, {INIT_STDDEV}) with seed {seed}, biases 0"
+        )
+    elif not needs_gates:
+        report(f"{source.path} holds gates although its {CONFIG} describes a model without them")
+    return Match(
+        params,
+        tensors,
+        "videonsa" if has_gates else "qwen2_5_vl",
+        "source" if has_gates else "initialised",
+    )
+
+
+def _check_tied(source: HFDirectory, head: Stored, embedding: Stored) -> None:
+    """A head stored beside the embedding that it is tied to must be the same, bit for bit."""
+    same = head.dtype == embedding.dtype and head.shape == embedding.shape
+    bits = np.dtype(f"u{head.dtype.itemsize}")
+    step = max(layout.BOX_BYTES * embedding.shape[0] // embedding.nbytes, 1)
+    for first in range(0, embedding.shape[0] if same else 0, step):
+        rows = slice(first, first + step)
+        same = same and np.array_equal(head.read(rows).view(bits), embedding.read(rows).view(bits))
+    if not same:
+        raise UserError(
+            f"{source.path}: {HEAD} differs from {EMBEDDING}, but {CONFIG} says they are tied; "
+            "correct tie_word_embeddings"
+        )
+
+
+def _drop_unexpected(
+    source: HFDirectory,
+    tensors: dict[str, Stored | Drawn],
+    shapes: Mapping[str, tuple[int, ...]],
+    allowed: str | None,
+    report: Callable[[str], None],
+) -> None:
+    unexpected = sorted(tensors.keys() - shapes.keys())
+    try:
+        left_out = [name for name in unexpected if allowed and re.fullmatch(allowed, name)]
+    except re.error as error:
+        raise UserError(f"--allow-unexpected={allowed}: {error}") from error
+    if left := [name for name in unexpected if name not in left_out]:
+        raise UserError(
+            f"{source.path}: {len(left)} tensors are not of the model that {CONFIG} describes: "
+            f"{_few(left)}; leave them out with --allow-unexpected=REGEX"
+        )
+    for name in left_out:
+        del tensors[name]
+    if left_out:
+        report(f"{len(left_out)} unexpected tensors are left out: {_few(left_out)}")
+
+
+def _check(tensor: Stored, shape: tuple[int, ...]) -> None:
+    if tensor.shape != shape:
+        raise UserError(
+            f"{tensor.file}: tensor {tensor.name!r} has shape {tensor.shape}, expected {shape}; "
+            f"its {CONFIG} describes a model of another size"
+        )
+    if tensor.dtype not in FLOATS:
+        expected = ", ".join(dtype.name for dtype in FLOATS)
+        raise UserError(
+            f"{tensor.file}: tensor {tensor.name!r} has dtype {tensor.dtype}, expected one of "
+            f"{expected}; quantised weights cannot be converted"
+        )
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
