@@ -1,0 +1,148 @@
+"""Converts a Hugging Face folder of Qwen2.5-VL or VideoNSA to a checkpoint of this model."""
+
+import argparse
+import pathlib
+import shutil
+import typing
+from collections.abc import Iterator
+
+import numpy as np
+
+from convert import destination, hf_config, hf_directory, layout, manifest, matching, orbax_stream
+from convert.hf_directory import HFDirectory
+from convert.layout import Box, Param
+from convert.manifest import Hashes, Manifest, Record
+from convert.matching import DTYPES, Match
+from convert.orbax_stream import Index, LazyArray
+from videonsa_jax.config import AttentionMode, ModelConfig
+from videonsa_jax.errors import UserError
+from videonsa_jax.evaluation.progress import Progress
+
+CARRIED = "hf"  # folder in a converted checkpoint: config, tokenizer, processor of the source
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command line of `python -m convert from-hf`."""
+    parser.add_argument("source", metavar="SRC", help="folder with config.json and safetensors")
+    parser.add_argument("destination", metavar="DST", help="folder to make")
+    parser.add_argument(
+        "--dtype", choices=("keep", *DTYPES), default="keep", help="of the stored weights"
+    )
+    parser.add_argument(
+        "--attention",
+        choices=typing.get_args(AttentionMode),
+        help="of the stored config; default: released for VideoNSA, paper for Qwen2.5-VL",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of gates that the source lacks")
+    parser.add_argument(
+        "--allow-unexpected", metavar="REGEX", help="leave out unknown tensors of such names"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Converts; returns the exit code.
+
+    Raises:
+      UserError: what the user can mend; the destination is then absent, or marked incomplete.
+    """
+    source = hf_directory.open_hf(args.source)
+    cfg = hf_config.from_hf(source.config, attention=args.attention)
+    found = matching.match(
+        source,
+        cfg,
+        needs_gates=hf_config.is_videonsa(source.config),
+        seed=args.seed,
+        allow_unexpected=args.allow_unexpected,
+        report=print,
+    )
+    dtypes = {param.row.jax: _dtype(found, param, args.dtype) for param in found.params}
+    with destination.new_folder(args.destination) as folder:
+        tensors = _write_params(folder, found, cfg, dtypes)
+        _carry(source, folder / CARRIED)
+        manifest.write(
+            folder,
+            Manifest(
+                source=_describe(source),
+                architecture=found.architecture,
+                gates=found.gates,
+                dtype=args.dtype,
+                tensors=tensors,
+            ),
+        )
+    print(
+        f"{args.destination}: {len(tensors)} tensors of {source.path} as {len(found.params)} "
+        f"parameters, attention {cfg.attention}"
+    )
+    return 0
+
+
+def _write_params(
+    folder: pathlib.Path, found: Match, cfg: ModelConfig, dtypes: dict[str, np.dtype]
+) -> dict[str, Record]:
+    hashes = Hashes()
+    total = sum(tensor.nbytes for tensor in found.tensors.values())
+    with Progress("from-hf", total, unit="bytes") as progress:
+        arrays = {
+            param.row.jax: _lazy(found, param, dtypes[param.row.jax], hashes, progress)
+            for param in found.params
+        }
+        orbax_stream.save_params(folder, arrays, cfg)
+    return {
+        name: Record(found.tensors[name].shape, dtypes[param.row.jax].name, hashes[name])
+        for param in found.params
+        for name in param.row.names()
+    }
+
+
+def _dtype(found: Match, param: Param, policy: str) -> np.dtype:
+    if policy != "keep":
+        return DTYPES[policy]
+    first, *others = (found.tensors[name] for name in param.row.names())
+    for tensor in others:
+        if tensor.dtype != first.dtype:
+            raise UserError(
+                f"{first.name} is {first.dtype} and {tensor.name} is {tensor.dtype}, but they "
+                f"become one array; choose its dtype with --dtype={'|'.join(DTYPES)}"
+            )
+    return first.dtype
+
+
+def _lazy(
+    found: Match, param: Param, dtype: np.dtype, hashes: Hashes, progress: Progress
+) -> LazyArray:
+    """One parameter, read from its tensors box by box when it is written."""
+    cut = list(layout.boxes(param, dtype.itemsize))
+    chunk = tuple(part.stop - part.start for part in cut[0].index(param))
+
+    def boxes() -> Iterator[tuple[Index, np.ndarray]]:
+        for box in cut:
+            block = _read(found, param, box, dtype, hashes)
+            yield box.index(param), block
+            progress.advance(block.size * found.tensors[param.row.names()[0]].dtype.itemsize)
+
+    return LazyArray(param.shape, dtype, chunk, boxes)
+
+
+def _read(found: Match, param: Param, box: Box, dtype: np.dtype, hashes: Hashes) -> np.ndarray:
+    parts = []
+    for name in param.row.names()[box.layers]:
+        part = found.tensors[name].read(param.rows(box.units)).astype(dtype, copy=False)
+        hashes.update(name, part)
+        parts.append(param.row.op.to_jax(part))
+    if param.row.layers is None:
+        return parts[0]
+    return parts[0][None] if len(parts) == 1 else np.stack(parts)
+
+
+def _carry(source: HFDirectory, folder: pathlib.Path) -> None:
+    folder.mkdir()
+    for file in source.carried:
+        shutil.copyfile(file, folder / file.name)
+
+
+def _describe(source: HFDirectory) -> dict:
+    files = sorted({tensor.file for tensor in source.tensors.values()})
+    return {
+        "path": str(source.path.absolute()),
+        "files": {file.name: file.stat().st_size for file in files},
+    }
