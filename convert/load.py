@@ -1,0 +1,64 @@
+"""A Hugging Face folder straight onto a mesh, without a checkpoint in between."""
+
+import pathlib
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+from flax import traverse_util
+
+from convert import hf_config, hf_directory, matching
+from convert.layout import Param
+from convert.matching import Match
+from videonsa_jax.config import ModelConfig
+from videonsa_jax.errors import UserError
+
+
+def load_hf(
+    path: str | pathlib.Path, cfg: ModelConfig, abstract: dict[str, Any], *, seed: int = 0
+) -> dict[str, Any]:
+    """Reads what this process's devices hold, and nothing else.
+
+    Args:
+      path: folder with config.json and safetensors.
+      cfg: the model, for example `convert.hf_config.from_hf` of the folder's config.
+      abstract: nested `jax.ShapeDtypeStruct`s with shardings, of all parameters.
+      seed: of the gates, where the folder has none.
+
+    Returns:
+      Arrays as `abstract` describes them, nested alike.
+
+    Raises:
+      UserError: the folder's tensors are not those of `cfg`.
+    """
+    source = hf_directory.open_hf(path)
+    needs_gates = hf_config.is_videonsa(source.config)
+    found = matching.match(source, cfg, needs_gates=needs_gates, seed=seed, report=logging.info)
+    wanted = traverse_util.flatten_dict(abstract, sep="/")
+    loaded = {}
+    for param in found.params:
+        if param.row.jax not in wanted or wanted[param.row.jax].shape != param.shape:
+            here = wanted[param.row.jax].shape if param.row.jax in wanted else "missing"
+            raise UserError(
+                f"{path}: parameter {param.row.jax} is {param.shape} there, {here} in the model "
+                "that is loaded; use the folder's own config"
+            )
+        loaded[param.row.jax] = _place(found, param, wanted[param.row.jax])
+    return traverse_util.unflatten_dict(loaded, sep="/")
+
+
+def _place(found: Match, param: Param, abstract: jax.ShapeDtypeStruct) -> jax.Array:
+    tensors = [found.tensors[name] for name in param.row.names()]
+
+    def part(index: tuple[slice, ...]) -> np.ndarray:
+        if param.row.layers is None:
+            return param.row.op.to_jax(tensors[0].map())[index].astype(abstract.dtype)
+        chosen = tensors[index[0]]
+        shape = [len(range(*s.indices(n))) for s, n in zip(index[1:], param.inner, strict=True)]
+        out = np.empty((len(chosen), *shape), abstract.dtype)
+        for layer, tensor in zip(out, chosen, strict=True):  # one map at a time
+            layer[...] = param.row.op.to_jax(tensor.map())[index[1:]]
+        return out
+
+    return jax.make_array_from_callback(param.shape, abstract.sharding, part)
