@@ -16,10 +16,12 @@ class BlockSet:
     Attributes:
       bits: uint32[b s k ceil(c/32)]; block j is bit j % 32 of word j // 32.
       block: keys per block.
+      most: no query has more blocks than this; None: not known. Kernels size their lists by it.
     """
 
     bits: jax.Array
     block: int = dataclasses.field(metadata={"static": True})
+    most: int | None = dataclasses.field(default=None, metadata={"static": True})
 
     @classmethod
     def of_ids(cls, ids: jax.Array, count: int, block: int) -> "BlockSet":
