@@ -1,1 +1,1 @@
-"""select_blocks: api.py (contract), ref.py (oracle), xla.py (any backend)."""
+"""select_blocks: api.py (contract), ref.py (oracle), xla.py (any backend), triton.py (GPU)."""

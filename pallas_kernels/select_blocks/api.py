@@ -6,9 +6,9 @@ import jax
 
 from pallas_kernels import dispatch, limits
 from pallas_kernels.blocks import BlockSet
-from pallas_kernels.select_blocks import ref, xla
+from pallas_kernels.select_blocks import ref, triton, xla
 
-_IMPLEMENTATIONS = {"reference": ref, "xla": xla}
+_IMPLEMENTATIONS = {"reference": ref, "xla": xla, "triton": triton}
 
 
 @dataclasses.dataclass(frozen=True)
