@@ -7,9 +7,11 @@ import numpy as np
 from pallas_kernels import dispatch, limits
 from pallas_kernels.block_mean.api import block_mean
 from pallas_kernels.blocks import BlockSet
+from pallas_kernels.combine import combine
 from pallas_kernels.compressed_attention.api import compressed_attention
 from pallas_kernels.select_blocks.api import SelectRule, select_blocks
 from pallas_kernels.selected_attention.api import selected_attention
+from pallas_kernels.selected_attention.triton import combined_attention
 from pallas_kernels.spec import NSASpec
 from pallas_kernels.window_attention.api import window_attention
 
@@ -67,9 +69,12 @@ def nsa_attention(
 
     k, v = (_whole_blocks(x, spec.block_size) for x in (k, v))
     compressed, blocks = _compress_and_select(q, k, v, start, pos, spec=spec, how=how)
-    selected = selected_attention(q, k, v, blocks, pos, scale=scale, **how)
     window = window_attention(q, k, v, start, pos, window=spec.window_size, scale=scale, **how)
-    return _combine(gates, (compressed, selected, window), pos)
+    if how["implementation"] == "triton":
+        gated = gates, compressed, window
+        return combined_attention(q, k, v, blocks, pos, gated, scale=scale, interpret=interpret)
+    selected = selected_attention(q, k, v, blocks, pos, scale=scale, **how)
+    return combine(gates, (compressed, selected, window), pos)
 
 
 def nsa_blocks(
@@ -110,13 +115,6 @@ def _compress_and_select(q, k, v, start, pos, *, spec, how):
     own = pos // spec.block_size  # -1 where pos is
     blocks = select_blocks(q, mean_k, lse, visible, own, rule=rule, scale=scale, **how)
     return compressed, blocks
-
-
-def _combine(gates, branches, pos):
-    """Sum of gate x branch in float32, rounded once; 0 for padding whatever its gates hold."""
-    gates = jnp.where((pos >= 0)[..., None, None], gates, 0).astype(jnp.float32)
-    terms = (gates[..., i, None] * x.astype(jnp.float32) for i, x in enumerate(branches))
-    return sum(terms).astype(branches[0].dtype)
 
 
 def _places(q, k, segment_ids, q_offset, block):

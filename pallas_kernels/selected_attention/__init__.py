@@ -1,1 +1,1 @@
-"""selected_attention: api.py (contract), ref.py (oracle), xla.py (any backend)."""
+"""selected_attention: api.py (contract), ref.py (oracle), xla.py (any backend), triton.py (GPU)."""

@@ -4,9 +4,9 @@ import jax
 
 from pallas_kernels import dispatch, limits
 from pallas_kernels.blocks import WORD, BlockSet
-from pallas_kernels.selected_attention import ref, xla
+from pallas_kernels.selected_attention import ref, triton, xla
 
-_IMPLEMENTATIONS = {"reference": ref, "xla": xla}
+_IMPLEMENTATIONS = {"reference": ref, "xla": xla, "triton": triton}
 
 
 def selected_attention(
@@ -55,7 +55,7 @@ def selected_attention(
         implementation,
         _IMPLEMENTATIONS,
         interpret=interpret,
-        misfit=limits.attention_misfit(q, k, v),
+        misfit=limits.attention_misfit(q, k, v) or limits.block_misfit(blocks.block),
     )
     run = _IMPLEMENTATIONS[name].selected_attention
     settings = dispatch.settings(name, interpret)
