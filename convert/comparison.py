@@ -1,0 +1,225 @@
+"""A Hugging Face folder against a checkpoint: names, shapes, dtypes, and every number."""
+
+import collections
+import dataclasses
+import pathlib
+import re
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+
+from convert import hf_config, layout, manifest, orbax_stream, qwen2_5_vl, videonsa
+from convert.hf_directory import HFDirectory
+from convert.layout import Param
+from convert.orbax_stream import StoredArray
+from convert.safetensors_io import Stored
+from videonsa_jax import parse
+from videonsa_jax.config import ModelConfig
+from videonsa_jax.errors import UserError
+from videonsa_jax.evaluation.progress import Progress
+
+Arrays = Mapping[str, StoredArray]
+Tensors = Mapping[str, Stored]
+
+_TIED_HEAD = "lm_head.weight"
+
+
+@dataclasses.dataclass(frozen=True)
+class Difference:
+    """One tensor whose numbers differ."""
+
+    name: str
+    shape: tuple[int, ...]
+    unequal: int  # numbers whose bits differ
+    largest: float  # absolute difference; infinite where one side is not a finite number
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """What a comparison of all tensors found."""
+
+    compared: int  # tensors
+    problems: Mapping[str, list[str]]  # by kind: names, or lines that say what differs
+    differences: list[Difference]  # the largest first
+    notes: list[str]  # what differs on purpose
+    rounded: str | None  # the checkpoint's dtype, where it is not the folder's
+
+    @property
+    def is_one_model(self) -> bool:
+        """Whether names, shapes and configs agree."""
+        return not any(self.problems.values())
+
+    @property
+    def is_equal(self) -> bool:
+        """Whether the numbers agree too, bit for bit."""
+        return self.is_one_model and not self.differences
+
+
+def compare(
+    hf: HFDirectory,
+    folder: str | pathlib.Path,
+    cfg: ModelConfig,
+    *,
+    allow_unexpected: str | None = None,
+) -> Report:
+    """Compares both sides with the table of parameters, and then with each other, box by box.
+
+    Where dtypes differ, the folder's numbers are rounded as a conversion rounds them.
+
+    Args:
+      hf: one side.
+      folder: of the checkpoint.
+      cfg: of the checkpoint.
+      allow_unexpected: tensors whose whole name this expression matches are no problem.
+
+    Raises:
+      UserError: a side cannot be read.
+    """
+    _, arrays = orbax_stream.stored_params(folder)
+    params, ignored, notes = _expected(hf, folder, cfg)
+    ignored |= _allowed(hf.tensors, allow_unexpected)
+    paths = {param.row.jax for param in params}
+    names = {name for param in params for name in param.row.names()}
+    shapes = {param.row.jax: _shape_problems(param, arrays, hf.tensors) for param in params}
+    config, config_notes = _config_problems(hf, cfg)
+    problems = {
+        f"missing in {hf.path}": sorted(names - hf.tensors.keys()),
+        f"unexpected in {hf.path}": sorted(hf.tensors.keys() - names - ignored),
+        f"missing in {folder}": sorted(paths - arrays.keys()),
+        f"unexpected in {folder}": sorted(arrays.keys() - paths - ignored),
+        "of another shape": [line for lines in shapes.values() for line in lines],
+        "of another config": config,
+    }
+    whole = [param for param in params if _is_whole(param, arrays, hf.tensors)]
+    whole = [param for param in whole if not shapes[param.row.jax]]
+    dtypes = _dtype_changes(whole, arrays, hf.tensors)
+    notes += [
+        f"{n} tensors are {here}, {there} in {hf.path}" for (there, here), n in dtypes.items()
+    ]
+    with Progress("verify", _bytes(whole, hf.tensors), unit="bytes") as progress:
+        found = [x for param in whole for x in _differences(param, arrays, hf.tensors, progress)]
+    return Report(
+        compared=sum(len(param.row.names()) for param in whole),
+        problems=problems,
+        differences=sorted(found, key=lambda x: (x.largest, x.unequal), reverse=True),
+        notes=notes + config_notes,
+        rounded=next((here for _, here in dtypes), None),
+    )
+
+
+def _expected(
+    hf: HFDirectory, folder: str | pathlib.Path, cfg: ModelConfig
+) -> tuple[list[Param], set[str], list[str]]:
+    """What both sides should hold, what only one side may hold, and notes on the latter."""
+    rows, gates = qwen2_5_vl.rows(cfg), videonsa.gate_rows(cfg.text.num_layers)
+    ignored, notes = set(), []
+    no_gates = not any(name in hf.tensors for row in gates for name in row.names())
+    origin = manifest.read(folder)
+    if no_gates and origin is not None and origin.gates == "initialised":
+        ignored |= {row.jax for row in gates}
+        notes.append("the gates were initialised by the conversion; there is nothing to compare")
+    else:
+        rows = (*rows, *gates)
+    if cfg.text.tie_embeddings and _is_embedding(hf.tensors):
+        ignored.add(_TIED_HEAD)
+        notes.append(f"{_TIED_HEAD} repeats the embedding, to which the head is tied")
+    return layout.params(cfg, rows), ignored, notes
+
+
+def _allowed(tensors: Tensors, pattern: str | None) -> set[str]:
+    try:
+        return {name for name in tensors if pattern is not None and re.fullmatch(pattern, name)}
+    except re.error as error:
+        raise UserError(f"--allow-unexpected={pattern}: {error}") from error
+
+
+def _is_embedding(tensors: Tensors) -> bool:
+    """Whether there is a head with the bits of the embedding."""
+    embedding, head = (tensors.get(name) for name in ("model.embed_tokens.weight", _TIED_HEAD))
+    if embedding is None or head is None:
+        return False
+    if (embedding.shape, embedding.dtype) != (head.shape, head.dtype):
+        return False
+    step = max(layout.BOX_BYTES // max(embedding.nbytes // embedding.shape[0], 1), 1)
+    parts = [slice(at, at + step) for at in range(0, embedding.shape[0], step)]
+    return all(_unequal(embedding.read(x), head.read(x)).sum() == 0 for x in parts)
+
+
+def _shape_problems(param: Param, arrays: Arrays, tensors: Tensors) -> list[str]:
+    path, wanted = param.row.jax, param.torch_shape
+    lines = [
+        f"{name} is {list(tensors[name].shape)}, expected {list(wanted)}"
+        for name in param.row.names()
+        if name in tensors and tensors[name].shape != wanted
+    ]
+    if path in arrays and arrays[path].shape != param.shape:
+        lines.append(f"{path} is {list(arrays[path].shape)}, expected {list(param.shape)}")
+    return lines
+
+
+def _is_whole(param: Param, arrays: Arrays, tensors: Tensors) -> bool:
+    return param.row.jax in arrays and all(name in tensors for name in param.row.names())
+
+
+def _dtype_changes(
+    params: list[Param], arrays: Arrays, tensors: Tensors
+) -> Mapping[tuple[str, str], int]:
+    """{(there, here): how many tensors}, without those that are equal."""
+    pairs = collections.Counter(
+        (tensors[name].dtype.name, arrays[param.row.jax].dtype.name)
+        for param in params
+        for name in param.row.names()
+    )
+    return {pair: count for pair, count in pairs.items() if len(set(pair)) == 2}
+
+
+def _config_problems(hf: HFDirectory, cfg: ModelConfig) -> tuple[list[str], list[str]]:
+    """Fields that decide what is computed from the tensors, and notes on those of taste."""
+    theirs = parse.flatten(hf_config.from_hf(hf.config, attention=cfg.attention))
+    ours = parse.flatten(cfg)
+    differ = [name for name in ours if ours[name] != theirs[name]]
+    lines = {name: f"{name} is {ours[name]!r}, {theirs[name]!r} in {hf.path}" for name in differ}
+    of_taste = ("released.", "nsa.", "position_advance")
+    notes = [lines.pop(name) for name in differ if name.startswith(of_taste)]
+    return list(lines.values()), notes
+
+
+def _bytes(params: list[Param], tensors: Tensors) -> int:
+    return sum(tensors[name].nbytes for param in params for name in param.row.names())
+
+
+def _differences(
+    param: Param, arrays: Arrays, tensors: Tensors, progress: Progress
+) -> Iterator[Difference]:
+    """Of the tensors of one parameter, those with numbers that differ."""
+    names, stored = param.row.names(), arrays[param.row.jax]
+    unequal, largest = collections.Counter(), dict.fromkeys(names, 0.0)
+    boxes = list(layout.boxes(param, stored.dtype.itemsize))
+    blocks = stored.read(box.index(param) for box in boxes)
+    for box, (_, block) in zip(boxes, blocks, strict=True):
+        layers = [block] if param.row.layers is None else block
+        for name, layer in zip(names[box.layers], layers, strict=True):
+            theirs = tensors[name].read(param.rows(box.units))
+            progress.advance(theirs.nbytes)
+            theirs = theirs.astype(stored.dtype, copy=False)
+            count, most = _difference(theirs, param.row.op.to_torch(layer))
+            unequal[name] += count
+            largest[name] = max(largest[name], most)
+    for name, count in unequal.items():
+        if count:
+            yield Difference(name, tensors[name].shape, count, largest[name])
+
+
+def _difference(theirs: np.ndarray, ours: np.ndarray) -> tuple[int, float]:
+    """How many numbers differ in bits, and the largest absolute difference."""
+    unequal = _unequal(theirs, ours)
+    if not unequal.any():
+        return 0, 0.0
+    with np.errstate(invalid="ignore"):
+        gaps = np.abs(theirs[unequal].astype(np.float64) - ours[unequal].astype(np.float64))
+    return int(unequal.sum()), float("inf") if np.isnan(gaps).any() else float(gaps.max())
+
+
+def _unequal(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    bits = np.dtype(f"u{a.dtype.itemsize}")
+    return a.view(bits) != b.view(bits)

@@ -1,0 +1,94 @@
+"""Compares a Hugging Face folder with a checkpoint: every tensor, and the logits of a prompt."""
+
+import argparse
+import math
+from collections.abc import Iterator
+
+from convert import comparison, hf_directory, parity
+from convert.comparison import Report
+from convert.parity import Agreement
+from videonsa_jax import checkpoint
+from videonsa_jax.config import ModelConfig
+
+SHOWN = 10  # lines of one kind; the rest is counted
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command line of `python -m convert verify`."""
+    parser.add_argument("hf_dir", help="folder as Hugging Face lays it out")
+    parser.add_argument("checkpoint", help="folder of weights, or a run's --workdir")
+    parser.add_argument(
+        "--allow-unexpected",
+        metavar="REGEX",
+        help="ignore tensors of such names that the checkpoint does not have",
+    )
+    parser.add_argument(
+        "--no-logits",
+        action="store_true",
+        help="compare tensors only; logits need PyTorch, transformers, and memory for all "
+        "parameters in float32",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prints what it finds; returns 0 if everything agrees, else 1.
+
+    Raises:
+      UserError: a side cannot be read.
+    """
+    cfg = checkpoint.load_model_config(args.checkpoint)
+    report = comparison.compare(
+        hf_directory.open_hf(args.hf_dir),
+        args.checkpoint,
+        cfg,
+        allow_unexpected=args.allow_unexpected,
+    )
+    print("\n".join(_describe(report)))
+    passed = report.is_equal
+    missing = parity.missing_packages()
+    if args.no_logits:
+        print("logits: not compared, because of --no-logits")
+    elif missing:
+        print(f"logits: not compared, because {' and '.join(missing)} cannot be imported")
+    elif not report.is_one_model:
+        print("logits: not compared, because the sides are not one model")
+    else:
+        agreement = parity.compare(args.hf_dir, args.checkpoint, cfg, rounded=report.rounded)
+        print(_describe_logits(agreement, cfg))
+        passed = passed and agreement.is_close
+    print("PASS" if passed else "FAIL")
+    return 0 if passed else 1
+
+
+def _describe(report: Report) -> Iterator[str]:
+    for kind, lines in report.problems.items():
+        if lines:
+            yield f"{kind}: {len(lines)}"
+            yield from _first("  ", lines)
+    yield from (f"note: {note}" for note in report.notes)
+    worst = report.differences
+    most = max((x.largest for x in worst), default=0.0)
+    yield f"tensors: {report.compared} compared, {len(worst)} differ, largest difference {most:.3g}"
+    if worst:
+        yield f"  {'largest':>10} {'unequal':>14} {'of':>14}  tensor"
+        sizes = [(x, math.prod(x.shape)) for x in worst]
+        rows = [f"{x.largest:>10.3g} {x.unequal:>14,} {n:>14,}  {x.name}" for x, n in sizes]
+        yield from _first("  ", rows)
+
+
+def _first(indent: str, lines: list[str]) -> Iterator[str]:
+    yield from (indent + line for line in lines[:SHOWN])
+    if len(lines) > SHOWN:
+        yield f"{indent}and {len(lines) - SHOWN} more"
+
+
+def _describe_logits(agreement: Agreement, cfg: ModelConfig) -> str:
+    advance = parity.as_transformers(cfg).position_advance
+    of_ours = "" if advance == cfg.position_advance else f", not {cfg.position_advance!r}"
+    return (
+        f"logits: {agreement.tokens} text tokens of a random prompt with a video, dense attention, "
+        f"positions {advance!r} as transformers {parity.transformers_version()} counts{of_ours}\n"
+        f"  largest difference {agreement.largest:.2e} of the largest logit (limit "
+        f"{parity.RELATIVE_LIMIT:.0e}), KL {agreement.divergence:.2e}, "
+        f"top-1 agreement {agreement.top1:.1%}"
+    )

@@ -1,0 +1,206 @@
+"""`python -m convert verify` passes what a conversion made and names whatever differs."""
+
+import argparse
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from convert import from_hf, orbax_stream, parity, verify
+from tests import hf_folder, small_models
+from videonsa_jax import checkpoint
+
+CFG = small_models.config(heads=7, kv_heads=1, tied=True)
+UP, EMBEDDING = "model.layers.1.mlp.up_proj.weight", "model.embed_tokens.weight"
+
+
+def call(verb, *argv) -> int:
+    parser = argparse.ArgumentParser()
+    verb.add_arguments(parser)
+    return verb.run(parser.parse_args([str(arg) for arg in argv]))
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    """A folder of stock Qwen2.5-VL, its tensors, and its conversion."""
+    folder = tmp_path_factory.mktemp("plain")
+    tensors = hf_folder.write(folder / "hf", CFG)
+    assert call(from_hf, folder / "hf", folder / "checkpoint") == 0
+    return folder, tensors
+
+
+def _changed(plain, tmp_path, tensors):
+    """The folder with other tensors, beside the same checkpoint."""
+    folder, _ = plain
+    (tmp_path / "hf").mkdir()
+    (tmp_path / "hf" / "config.json").write_bytes((folder / "hf" / "config.json").read_bytes())
+    hf_folder.write_tensors(tmp_path / "hf", tensors, files=1)
+    return tmp_path / "hf", folder / "checkpoint"
+
+
+def _output(capsys, *argv) -> tuple[int, str]:
+    capsys.readouterr()
+    code = call(verify, *argv)
+    return code, capsys.readouterr().out
+
+
+def test_a_conversion_passes(plain, capsys):
+    folder, tensors = plain
+    code, out = _output(capsys, folder / "hf", folder / "checkpoint", "--no-logits")
+    assert code == 0
+    assert out.endswith("PASS\n")
+    assert f"tensors: {len(tensors)} compared, 0 differ, largest difference 0" in out
+    assert "gates were initialised" in out
+    assert "--no-logits" in out
+
+
+def test_gates_of_videonsa_are_compared(tmp_path, capsys):
+    tensors = hf_folder.write(tmp_path / "hf", CFG, gates=True, files=3)
+    assert call(from_hf, tmp_path / "hf", tmp_path / "checkpoint") == 0
+    code, out = _output(capsys, tmp_path / "hf", tmp_path / "checkpoint", "--no-logits")
+    assert code == 0
+    assert f"tensors: {len(tensors)} compared" in out
+    assert "initialised" not in out
+
+
+def test_changed_numbers_are_named_the_largest_first(plain, tmp_path, capsys):
+    tensors = {name: x.copy() for name, x in plain[1].items()}
+    tensors[UP][3, 5] += 0.25
+    tensors[EMBEDDING][:2] += 7
+    code, out = _output(capsys, *_changed(plain, tmp_path, tensors), "--no-logits")
+    assert code == 1
+    assert out.endswith("FAIL\n")
+    assert "2 differ, largest difference 7" in out
+    rows = [line.split() for line in out.splitlines() if line.endswith(".weight")]
+    size = tensors[UP].size
+    assert [row[-1] for row in rows] == [EMBEDDING, UP]
+    assert rows[1][:3] == ["0.25", "1", f"{size:,}"]
+
+
+def test_a_number_that_became_nan_differs(plain, tmp_path, capsys):
+    tensors = {name: x.copy() for name, x in plain[1].items()}
+    tensors[UP][0, 0] = np.nan
+    code, out = _output(capsys, *_changed(plain, tmp_path, tensors), "--no-logits")
+    assert code == 1
+    assert "largest difference inf" in out
+
+
+def test_missing_unexpected_and_misshapen_tensors_are_named(plain, tmp_path, capsys):
+    tensors = dict(plain[1])
+    tensors["rotary.inv_freq"] = np.zeros(3, np.float32)
+    tensors["visual.merger.ln_q.weight"] = np.zeros(5, np.float32)
+    del tensors["model.norm.weight"]
+    hf, folder = _changed(plain, tmp_path, tensors)
+    code, out = _output(capsys, hf, folder)
+    assert code == 1
+    lines = out.splitlines()
+    for title, name in (
+        (f"missing in {hf}: 1", "  model.norm.weight"),
+        (f"unexpected in {hf}: 1", "  rotary.inv_freq"),
+        ("of another shape: 1", "  visual.merger.ln_q.weight is [5], expected [24]"),
+    ):
+        assert lines[lines.index(title) + 1] == name
+    assert "logits: not compared, because the sides are not one model" in out
+    code, out = _output(capsys, hf, folder, "--no-logits", "--allow-unexpected=rotary.*")
+    assert "unexpected in" not in out
+
+
+def test_a_repeated_tied_head_is_accepted_only_if_equal(plain, tmp_path, capsys):
+    tensors = dict(plain[1])
+    tensors["lm_head.weight"] = tensors[EMBEDDING].copy()
+    hf, folder = _changed(plain, tmp_path, tensors)
+    code, out = _output(capsys, hf, folder, "--no-logits")
+    assert code == 0
+    assert "lm_head.weight repeats the embedding" in out
+    tensors["lm_head.weight"][0, 0] += 1
+    hf_folder.write_tensors(hf, tensors, files=1)
+    code, out = _output(capsys, hf, folder, "--no-logits")
+    assert code == 1
+    assert f"unexpected in {hf}: 1\n  lm_head.weight" in out
+
+
+def test_a_policy_of_dtypes_is_reported_and_passes(plain, tmp_path, capsys):
+    folder, tensors = plain
+    assert call(from_hf, folder / "hf", tmp_path / "half", "--dtype=bfloat16") == 0
+    code, out = _output(capsys, folder / "hf", tmp_path / "half", "--no-logits")
+    assert code == 0
+    assert f"{len(tensors)} tensors are bfloat16, float32 in" in out
+
+
+def test_a_different_config_fails(plain, tmp_path, capsys):
+    hf, folder = _changed(plain, tmp_path, plain[1])
+    config = json.loads((hf / "config.json").read_text())
+    (hf / "config.json").write_text(json.dumps(config | {"rope_theta": 5.0}))
+    code, out = _output(capsys, hf, folder, "--no-logits")
+    assert code == 1
+    assert "text.rope_theta is 1000.0, 5.0 in" in out
+
+
+def test_gates_of_a_run_have_no_place_in_a_stock_folder(plain, tmp_path, capsys):
+    folder, _ = plain
+    params = checkpoint.load_params(folder / "checkpoint")
+    cfg = checkpoint.load_model_config(folder / "checkpoint")
+    checkpoint.save_params(tmp_path, jax.tree.map(np.asarray, params), cfg)
+    code, out = _output(capsys, folder / "hf", tmp_path, "--no-logits")
+    assert code == 1
+    assert f"missing in {folder / 'hf'}: {4 * CFG.text.num_layers}" in out
+
+
+def test_without_pytorch_it_says_that_logits_were_not_compared(plain, capsys, monkeypatch):
+    folder, _ = plain
+    monkeypatch.setattr(parity, "missing_packages", lambda: ["torch"])
+    code, out = _output(capsys, folder / "hf", folder / "checkpoint")
+    assert code == 0
+    assert "logits: not compared, because torch cannot be imported" in out
+
+
+def test_memory_does_not_hold_a_whole_parameter(plain, monkeypatch):
+    folder, _ = plain
+    largest = 0
+
+    def read(self, indices, read=orbax_stream.StoredArray.read):
+        nonlocal largest
+        for index, block in read(self, indices):
+            largest = max(largest, block.nbytes)
+            yield index, block
+
+    monkeypatch.setattr(orbax_stream.StoredArray, "read", read)
+    monkeypatch.setattr("convert.layout.BOX_BYTES", 8192)
+    assert call(verify, folder / "hf", folder / "checkpoint", "--no-logits") == 0
+    assert 4096 <= largest <= 8192
+
+
+def test_agreement_measures_differences():
+    rng = np.random.default_rng(0)
+    theirs = rng.standard_normal((20, 50)).astype(np.float32)
+    same = parity.agreement(theirs, theirs)
+    assert same.is_close
+    assert (same.tokens, same.largest, same.divergence, same.top1) == (20, 0, 0, 1)
+    ours = theirs.copy()
+    ours[0, theirs[0].argmin()] = theirs[0].max() + 1
+    other = parity.agreement(theirs, ours)
+    assert not other.is_close
+    assert other.top1 == 0.95
+    assert other.divergence > 0
+    ours[0, 0] = np.nan
+    assert not parity.agreement(theirs, ours).is_close
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("gates", [False, True])
+def test_logits_equal_those_of_transformers(plain, tmp_path, capsys, gates):
+    pytest.importorskip("torch", reason="needs PyTorch (see the test extra)")
+    pytest.importorskip("transformers", reason="needs transformers")
+    folder, _ = plain
+    if gates:
+        folder = tmp_path
+        cfg = dataclasses.replace(CFG, position_advance="spatial")
+        hf_folder.write(folder / "hf", cfg, gates=True, dtype="bfloat16")
+        assert call(from_hf, folder / "hf", folder / "checkpoint") == 0
+    code, out = _output(capsys, folder / "hf", folder / "checkpoint")
+    assert code == 0, out
+    assert "29 text tokens" in out
+    assert "top-1 agreement 100.0%" in out
+    assert ("not 'all_axes'" in out) is not gates
