@@ -3,9 +3,9 @@
 import jax
 
 from pallas_kernels import dispatch, limits
-from pallas_kernels.compressed_attention import ref, xla
+from pallas_kernels.compressed_attention import ref, triton, xla
 
-_IMPLEMENTATIONS = {"reference": ref, "xla": xla}
+_IMPLEMENTATIONS = {"reference": ref, "xla": xla, "triton": triton}
 
 
 def compressed_attention(

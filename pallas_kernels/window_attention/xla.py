@@ -8,11 +8,14 @@ from pallas_kernels.schedule import Sight, Tiles
 LEAST, ROWS = 64, 512
 
 
-def window_attention(q, k, v, start, pos, *, window, scale):
-    """See `api.py`."""
-    group = q.shape[2] // k.shape[2]
+def tiles(window, group):
+    """The tiles for windows of `window` keys; one step takes all keys of a tile."""
     queries = max(min(ROWS // group, window), LEAST)
     block = min(window, LEAST)
-    tiles = Tiles(queries * group, block, fetch=-(-queries // block) + -(-(window - 1) // block))
+    return Tiles(queries * group, block, fetch=-(-queries // block) + -(-(window - 1) // block))
+
+
+def window_attention(q, k, v, start, pos, *, window, scale):
+    """See `api.py`."""
     sight = Sight(jnp.maximum(start, pos + 1 - window), pos + 1)
-    return attend(q, k, v, sight, scale, tiles)[0]
+    return attend(q, k, v, sight, scale, tiles(window, q.shape[2] // k.shape[2]))[0]

@@ -1,0 +1,223 @@
+"""Attention under a `Sight` on NVIDIA GPUs: the kernel of the branches that see ranges of keys.
+
+A program takes a tile of queries of one head, walks the key tiles of its schedule and keeps the
+softmax statistics in float32: first the tiles that it sees whole, without a mask, then the others.
+Where the queries are few, the heads of a group become queries, so that keys are read once per
+group, and several programs share the keys of a tile; their results are merged by lse in a fixed
+order. The backward pass is that of `flash`.
+"""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from pallas_kernels import compat, flash, tile_math, tiles
+from pallas_kernels.compat import pl, plgpu
+from pallas_kernels.schedule import Sight, Tiles
+from pallas_kernels.visits import Visits
+
+LOG2E = 1.4426950408889634
+LEAST_ROWS = 16  # of a matrix product
+MOST_PACKED = 64  # queries x heads that become the rows of one tile
+PROGRAMS = 264  # to keep a Hopper GPU busy: two for each of its 132 multiprocessors
+LEAST_VISITS = 4  # key tiles that are worth a program of their own
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """What is static about one operation.
+
+    Attributes:
+      name: of the operation, in `tiles` and in the names of its kernels.
+      scale: factor of the logits.
+      backward: tiles of the backward pass.
+      interpret: run in the interpreter.
+      reach: no query sees keys further apart than this; None: not known.
+    """
+
+    name: str
+    scale: float
+    backward: Tiles
+    interpret: bool
+    reach: int | None = None
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnames=("job",))
+def attend(q, k, v, sight, job):
+    """Softmax attention of each query over the keys it sees; `flash.attend` by a kernel.
+
+    Args:
+      q: float[b s n h] queries; query head i reads KV head i // (n // k).
+      k: float[b t k h] keys.
+      v: float[b t k h] values.
+      sight: what each query sees; without blocks.
+      job: which operation this is.
+
+    Returns:
+      out float[b s n h], dtype of `q`, and lse float32[b s n], the logarithm of the softmax
+      denominator, which carries no gradient; 0 and -inf for a query that sees nothing.
+    """
+    b, s, n, _ = q.shape
+    heads = k.shape[2]
+    group = n // heads
+    if group == 1 or s * group > MOST_PACKED:
+        return _launch(q, k, v, sight, f"{job.name}_fwd", job)
+    packed = jnp.swapaxes(q.reshape(b, s, heads, group, -1), 2, 3).reshape(b, -1, heads, q.shape[3])
+    lo, hi = (jnp.repeat(x, group, axis=1) for x in (sight.lo, sight.hi))
+    each = Sight(lo, hi, sight.key_pos)
+    out, lse = _launch(packed, k, v, each, f"{job.name}_decode", job)
+    return tuple(
+        jnp.swapaxes(x.reshape(b, s, group, heads, *x.shape[3:]), 2, 3).reshape(
+            b, s, n, *x.shape[3:]
+        )
+        for x in (out, lse)
+    )
+
+
+def _attend_fwd(q, k, v, sight, job):
+    out, lse = attend(q, k, v, sight, job)
+    return (out, lse), (q, k, v, sight, out, lse)
+
+
+def _attend_bwd(job, residuals, cotangents):
+    return *flash.backward(residuals, cotangents[0], job.scale, job.backward), None
+
+
+attend.defvjp(_attend_fwd, _attend_bwd)
+
+
+def _launch(q, k, v, sight, name, job):
+    """Runs the kernel: out [b s n h], lse [b s n]."""
+    b, s, n, h = q.shape
+    t, heads = k.shape[1:3]
+    kind = "decode_attention" if name.endswith("_decode") else job.name
+    sizes = tiles.pick(kind, compat.device_kind(), q.dtype, h)
+    least = max(pl.next_power_of_2(s), LEAST_ROWS)
+    rows = least if kind == "decode_attention" else min(sizes.rows, least)
+    visits = Visits.plan(sight, t, rows=rows, keys=sizes.keys)
+    count = -(-s // rows)
+    reach = min(t if job.reach is None else job.reach + rows, t)
+    splits = min(PROGRAMS // (count * n * b), -(-reach // sizes.keys) // LEAST_VISITS)
+    splits = max(splits, 1)
+
+    def spec(block, index):
+        """Of an array whose axis 0 is the batch row; `index` takes the tile and the head."""
+        return pl.BlockSpec(
+            (None, *block),
+            lambda i, head, z: (jax.lax.div(z, splits), *index(count - 1 - i, head)),
+        )
+
+    def per_split(block, index):
+        return pl.BlockSpec((None, *block), lambda i, head, z: (z, *index(count - 1 - i, head)))
+
+    schedule = [visits.spans] if visits.ids is None else [visits.spans, visits.ids]
+    query = (rows, None, h), lambda i, head: (i, head, 0)
+    stats = (rows, None), lambda i, head: (i, head)
+    keys = (t, None, h), lambda i, head: (0, jax.lax.div(head, n // heads), 0)
+    out, lse = compat.triton_call(
+        functools.partial(
+            _interval_kernel, queries=s, keys=sizes.keys, splits=splits, scale=job.scale * LOG2E
+        ),
+        grid=(count, n, b * splits),
+        in_specs=[
+            *(spec((None, x.shape[2]), lambda i, head: (i, 0)) for x in schedule),
+            spec((rows,), lambda i, head: (i,)),
+            spec((rows,), lambda i, head: (i,)),
+            spec((t,), lambda i, head: (0,)),
+            *(spec(*x) for x in (query, keys, keys)),
+        ],
+        out_specs=(per_split(*query), per_split(*stats)),
+        out_shape=(
+            jax.ShapeDtypeStruct((b * splits, s, n, h), q.dtype if splits == 1 else jnp.float32),
+            jax.ShapeDtypeStruct((b * splits, s, n), jnp.float32),
+        ),
+        num_warps=sizes.num_warps,
+        num_stages=sizes.num_stages,
+        interpret=job.interpret,
+        name=name,
+    )(*schedule, visits.lo, visits.hi, visits.key_pos, q, k, v)
+    return (out, lse) if splits == 1 else _merge(out, lse, splits, q.dtype)
+
+
+def _merge(out, lse, splits, dtype):
+    """Joins the results [b*splits s n ..] over disjoint sets of keys."""
+    out, lse = (x.reshape(-1, splits, *x.shape[1:]) for x in (out, lse))
+    top = tile_math.finite(lse.max(1))
+    weights = jnp.exp(lse - top[:, None])
+    total = weights.sum(1)
+    safe = jnp.where(total == 0, 1.0, total)
+    out = (out * weights[..., None]).sum(1) / safe[..., None]
+    return out.astype(dtype), jnp.where(total == 0, -jnp.inf, top + jnp.log(safe))
+
+
+def _interval_kernel(*refs, queries, keys, splits, scale):
+    """One tile: its rows q [m h] over its key tiles in k, v [t h]; exponents are of 2."""
+    spans, *ids, lo, hi, key_pos, q, k, v, out, lse = refs
+    first, whole_first, whole_last, last = (spans[i] for i in range(4))
+    wholes = whole_last - whole_first
+    lo, hi = lo[...], hi[...]
+    live = hi > lo
+    rows = plgpu.load(q, mask=live[:, None], other=0)
+
+    def number(place):
+        return ids[0][place] if ids else place
+
+    def whole(i, state):
+        at = pl.ds(number(whole_first + i) * keys, keys)
+        k_tile, v_tile = (plgpu.load(x.at[at, :]) for x in (k, v))
+        logits = tile_math.product(rows, k_tile, 1, 1) * scale
+        return _add(state, logits, v_tile)
+
+    def part(i, state):
+        place = first + i
+        begin = number(place + jnp.where(place >= whole_first, wholes, 0)) * keys
+        at = pl.ds(begin, keys)
+        inside = begin + jnp.arange(keys) < key_pos.shape[0]
+        pos = plgpu.load(key_pos.at[at], mask=inside, other=-1)
+        # 0 in place of the keys that nobody sees: they may be NaN, which a weight of 0 would keep.
+        k_tile, v_tile = (
+            plgpu.load(x.at[at, :], mask=(pos >= 0)[:, None], other=0) for x in (k, v)
+        )
+        see = (lo[:, None] <= pos[None]) & (pos[None] < hi[:, None])
+        logits = tile_math.product(rows, k_tile, 1, 1) * scale
+        return _add(state, jnp.where(see, logits, -jnp.inf), v_tile)
+
+    m = rows.shape[0]
+    state = jnp.full(m, -jnp.inf), jnp.zeros(m), jnp.zeros(rows.shape)
+    for total, step in ((wholes, whole), (last - first - wholes, part)):
+        state = jax.lax.fori_loop(*_share(total, splits), step, state)
+    _store(state, live, queries, out, lse)
+
+
+def _share(total, splits):
+    """This program's part of `total` tiles, as a range."""
+    if splits == 1:
+        return 0, total
+    split = jax.lax.rem(pl.program_id(2), splits)
+    return tuple(jax.lax.div(total * x, splits) for x in (split, split + 1))
+
+
+def _add(state, logits, values):
+    """Adds the keys of one tile to (maximum, sum of weights, weighted sum of values)."""
+    top, total, acc = state
+    new_top = jnp.maximum(top, logits.max(1))
+    base = tile_math.finite(new_top)
+    decay = jnp.exp2(top - base)
+    weights = jnp.exp2(logits - base[:, None])
+    acc = acc * decay[:, None] + tile_math.product(weights.astype(values.dtype), values, 1, 0)
+    return new_top, total * decay + weights.sum(1), acc
+
+
+def _store(state, live, queries, out, lse):
+    """Writes the rows that exist; 0 and -inf where a query sees nothing."""
+    top, total, acc = state
+    m = acc.shape[0]
+    some = live & (total != 0)
+    safe = jnp.where(some, total, 1.0)
+    begin = (pl.num_programs(0) - 1 - pl.program_id(0)) * m
+    exists = begin + jnp.arange(m) < queries
+    value = jnp.where(some[:, None], acc / safe[:, None], 0.0).astype(out.dtype)
+    plgpu.store(out, value, mask=jnp.broadcast_to(exists[:, None], value.shape))
+    plgpu.store(lse, jnp.where(some, top / LOG2E + jnp.log(safe), -jnp.inf), mask=exists)

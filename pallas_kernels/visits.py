@@ -1,0 +1,129 @@
+"""Which key tiles each tile of queries visits, and which of them whole: schedules in plain JAX.
+
+A key tile is whole for a tile of queries when every query that sees anything sees all of its keys;
+nothing has to be masked there. Queries that see nothing take part in no bound: what a kernel
+computes for them is dropped. Positions are key indices and visible tiles a range, or positions are
+given per key in any order and visible tiles a list.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+_FAR = jnp.iinfo(jnp.int32).max
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Visits:
+    """The tiles of keys at places first .. last - 1; those at whole_first .. whole_last - 1 whole.
+
+    Attributes:
+      lo: i32[b tiles*rows] first position that each query sees.
+      hi: i32[b tiles*rows] one past the last position; a query with hi <= lo, as those that fill
+        the last tile, sees nothing.
+      key_pos: i32[b t] position of each key, -1 for one that no query sees.
+      spans: i32[b tiles 4] first, whole_first, whole_last, last.
+      ids: i32[b tiles c] the tile at each place; None: a place is the number of a tile.
+    """
+
+    lo: jax.Array
+    hi: jax.Array
+    key_pos: jax.Array
+    spans: jax.Array
+    ids: jax.Array | None
+
+    @classmethod
+    def plan(cls, sight, keys_in_all: int, *, rows: int, keys: int) -> "Visits":
+        """Plans tiles of `rows` queries and `keys` keys for a `Sight` without blocks."""
+        lo = jnp.maximum(sight.lo, 0)
+        if sight.key_pos is None:
+            lo, hi = jnp.minimum(lo, keys_in_all), jnp.minimum(sight.hi, keys_in_all)
+            key_pos = _seen_by_index(lo, hi, keys_in_all)
+        else:
+            hi = sight.hi
+            key_pos = _seen_by_position(lo, hi, sight.key_pos)
+        fill = ((0, 0), (0, -lo.shape[1] % rows))
+        lo, hi = jnp.pad(lo, fill), jnp.pad(hi, fill)
+        bounds = _Bounds.of(lo, hi, rows)
+        if sight.key_pos is None:
+            return cls(lo, hi, key_pos, _ranges(bounds, keys), None)
+        return cls(lo, hi, key_pos, *_lists(bounds, key_pos, keys))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Bounds:
+    """The least and the greatest lo and hi of the queries of a tile that see anything; i32[b c]."""
+
+    min_lo: jax.Array
+    max_lo: jax.Array
+    min_hi: jax.Array
+    max_hi: jax.Array
+    live: jax.Array  # bool: whether there is one
+
+    @classmethod
+    def of(cls, lo, hi, rows):
+        lo, hi = (x.reshape(x.shape[0], -1, rows) for x in (lo, hi))
+        live = hi > lo
+        least = [jnp.where(live, x, _FAR).min(-1) for x in (lo, hi)]
+        greatest = [jnp.where(live, x, 0).max(-1) for x in (lo, hi)]
+        return cls(least[0], greatest[0], least[1], greatest[1], live.any(-1))
+
+
+def _ranges(bounds, keys):
+    """The spans where positions are indices."""
+    first = bounds.min_lo // keys
+    last = -(-bounds.max_hi // keys)
+    whole_first = jnp.clip(-(-bounds.max_lo // keys), first, last)
+    whole_last = jnp.clip(bounds.min_hi // keys, whole_first, last)
+    spans = jnp.stack([first, whole_first, whole_last, last], axis=-1)
+    return jnp.where(bounds.live[..., None], spans, 0)
+
+
+def _lists(bounds, key_pos, keys):
+    """The spans and ids where positions are given: first the whole tiles, then the others.
+
+    A list has a slot per tile of keys: s t / (rows keys) numbers in all.
+    """
+    b, t = key_pos.shape
+    tiled = jnp.pad(key_pos, ((0, 0), (0, -t % keys)), constant_values=-1).reshape(b, 1, -1, keys)
+    least, greatest = tiled.min(-1), tiled.max(-1)  # [b 1 c]
+    least_seen = jnp.where(tiled < 0, _FAR, tiled).min(-1)
+    min_lo, max_lo, min_hi, max_hi = (
+        x[..., None] for x in (bounds.min_lo, bounds.max_lo, bounds.min_hi, bounds.max_hi)
+    )
+    reach = (least_seen < max_hi) & (min_lo <= greatest)
+    whole = reach & (max_lo <= least) & (greatest < min_hi)
+
+    part = reach & ~whole
+    wholes = whole.sum(-1, dtype=jnp.int32)
+    c = reach.shape[-1]
+    slot = jnp.where(whole, jnp.cumsum(whole, -1) - 1, c)
+    slot = jnp.where(part, wholes[..., None] + jnp.cumsum(part, -1) - 1, slot)
+    numbers = jnp.broadcast_to(jnp.arange(c, dtype=jnp.int32), slot.shape).reshape(-1, c)
+    lane = jnp.arange(numbers.shape[0])[:, None]
+    ids = jnp.zeros_like(numbers).at[lane, slot.reshape(-1, c)].set(numbers, mode="drop")
+    zeros = jnp.zeros_like(wholes)
+    spans = jnp.stack([zeros, zeros, wholes, reach.sum(-1, dtype=jnp.int32)], axis=-1)
+    return spans, ids.reshape(slot.shape)
+
+
+def _seen_by_index(lo, hi, t):
+    """i32[b t]: the index of a key that a query sees, else -1."""
+    row = jnp.arange(lo.shape[0])[:, None]
+    one = (hi > lo).astype(jnp.int32)
+    edges = jnp.zeros((lo.shape[0], t + 1), jnp.int32)
+    edges = edges.at[row, lo].add(one).at[row, jnp.maximum(hi, 0)].add(-one)
+    return jnp.where(jnp.cumsum(edges, axis=1)[:, :t] > 0, jnp.arange(t, dtype=jnp.int32), -1)
+
+
+def _seen_by_position(lo, hi, key_pos):
+    """i32[b t]: the position of a key that a query sees, else -1.
+
+    More queries have begun to see at or before its position than have ended.
+    """
+    live = hi > lo
+    begins, ends = (jnp.sort(jnp.where(live, x, _FAR), axis=1) for x in (lo, hi))
+    upto = jax.vmap(lambda x, pos: jnp.searchsorted(x, pos, side="right", method="scan_unrolled"))
+    return jnp.where((key_pos >= 0) & (upto(begins, key_pos) > upto(ends, key_pos)), key_pos, -1)

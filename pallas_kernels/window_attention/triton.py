@@ -1,0 +1,15 @@
+"""`window_attention` on NVIDIA GPUs, as an interval of keys."""
+
+import jax.numpy as jnp
+
+from pallas_kernels.schedule import Sight
+from pallas_kernels.triton_flash import Job, attend
+from pallas_kernels.window_attention import xla
+
+
+def window_attention(q, k, v, start, pos, *, window, scale, interpret):
+    """See `api.py`."""
+    backward = xla.tiles(window, q.shape[2] // k.shape[2])
+    job = Job("window_attention", scale, backward, interpret, reach=window)
+    sight = Sight(jnp.maximum(start, pos + 1 - window), pos + 1)
+    return attend(q, k, v, sight, job)[0]
