@@ -21,7 +21,8 @@ class TileParams:
     Attributes:
       rows: rows of a program's tile: queries of one head; in `selected_attention` and
         `decode_attention` queries times the padded heads of a group; in `top_blocks` score rows.
-      keys: keys, or block means, per step. In `selected_attention` the block size takes its place.
+      keys: keys, or block means, per step. In `selected_attention` the block size takes its place;
+        in `top_blocks` rows of more or fewer blocks make a program of fewer or more rows.
       num_warps: warps of 32 threads per program.
       num_stages: loads in flight of a loop over keys.
     """
@@ -57,10 +58,12 @@ _FLOAT32 = {
         "decode_attention": TileParams(16, 32, num_warps=4, num_stages=2),
         "block_scores": TileParams(32, 64, num_warps=8, num_stages=2),
         "top_blocks": TileParams(4, 2048, num_warps=4, num_stages=1),
-        "selected_attention": TileParams(32, 64, num_warps=8, num_stages=2),
+        "selected_attention": TileParams(16, 64, num_warps=8, num_stages=2),
     },
 }
-_FLOAT32[64] = _FLOAT32[128]
+_FLOAT32[64] = _FLOAT32[128] | {
+    "selected_attention": TileParams(32, 64, num_warps=8, num_stages=2),
+}
 
 # (kernel, bytes per element, head width) -> sizes
 DEFAULTS: dict[tuple[str, int, int], TileParams] = {
