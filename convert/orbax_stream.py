@@ -7,6 +7,7 @@ TensorStore box by box. What is written is what `videonsa_jax.checkpoint.save_pa
 import collections
 import contextlib
 import dataclasses
+import itertools
 import math
 import pathlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -19,6 +20,7 @@ import tensorstore as ts
 from flax import traverse_util
 from orbax.checkpoint import type_handlers
 
+from convert import layout
 from videonsa_jax import checkpoint
 from videonsa_jax.config import ModelConfig
 from videonsa_jax.errors import UserError
@@ -54,6 +56,26 @@ class StoredArray(_Array):
     name: str  # Orbax's
     folder: pathlib.PurePath
 
+    def boxes(self, *, layered: bool) -> Iterator[Index]:
+        """Cuts the array into boxes of bounded size, chunk after chunk.
+
+        Args:
+          layered: axis 0 counts layers; no box then holds more than one.
+        """
+        first = 1 if layered else 0  # the axis that large chunks are cut on
+        starts = [range(0, *pair) for pair in zip(self.shape, self.chunk, strict=True)]
+        for corner in itertools.product(*starts):
+            chunk = [
+                slice(begin, min(begin + step, size))
+                for begin, step, size in zip(corner, self.chunk, self.shape, strict=True)
+            ]
+            sizes = [part.stop - part.start for part in chunk]
+            row = math.prod(sizes[first + 1 :]) * self.dtype.itemsize
+            steps = {first: max(layout.BOX_BYTES // row, 1)} | ({0: 1} if layered else {})
+            yield from itertools.product(
+                *(_cut(part, steps[i]) if i in steps else [part] for i, part in enumerate(chunk))
+            )
+
     def read(self, indices: Iterable[Index]) -> Iterator[tuple[Index, np.ndarray]]:
         """Boxes of the array, a few of them read ahead.
 
@@ -67,6 +89,12 @@ class StoredArray(_Array):
                 yield _finished(self, *pending.popleft())
         while pending:
             yield _finished(self, *pending.popleft())
+
+
+def _cut(part: slice, step: int) -> list[slice]:
+    return [
+        slice(begin, min(begin + step, part.stop)) for begin in range(part.start, part.stop, step)
+    ]
 
 
 def save_params(folder: pathlib.Path, params: Mapping[str, LazyArray], model: ModelConfig) -> None:
