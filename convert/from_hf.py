@@ -8,7 +8,16 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from convert import destination, hf_config, hf_directory, layout, manifest, matching, orbax_stream
+from convert import (
+    destination,
+    hf_config,
+    hf_directory,
+    layout,
+    manifest,
+    matching,
+    orbax_stream,
+    tiles,
+)
 from convert.hf_directory import HFDirectory
 from convert.layout import Box, Param
 from convert.manifest import Hashes, Manifest, Record
@@ -124,14 +133,14 @@ def _lazy(
 
 
 def _read(found: Match, param: Param, box: Box, dtype: np.dtype, hashes: Hashes) -> np.ndarray:
-    parts = []
-    for name in param.row.names()[box.layers]:
+    """The box, C-contiguous."""
+    out = np.empty([part.stop - part.start for part in box.index(param)], dtype)
+    layers = out[None] if param.row.layers is None else out
+    for layer, name in zip(layers, param.row.names()[box.layers], strict=True):
         part = found.tensors[name].read(param.rows(box.units)).astype(dtype, copy=False)
         hashes.update(name, part)
-        parts.append(param.row.op.to_jax(part))
-    if param.row.layers is None:
-        return parts[0]
-    return parts[0][None] if len(parts) == 1 else np.stack(parts)
+        tiles.assign(layer, param.row.op.to_jax(part))
+    return out
 
 
 def _carry(source: HFDirectory, folder: pathlib.Path) -> None:

@@ -3,14 +3,13 @@
 import argparse
 import concurrent.futures
 import dataclasses
-import itertools
 import json
 import math
 import os
 import pathlib
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from convert import (
@@ -22,6 +21,7 @@ from convert import (
     orbax_stream,
     qwen2_5_vl,
     safetensors_io,
+    tiles,
     videonsa,
 )
 from convert.from_hf import CARRIED
@@ -29,7 +29,7 @@ from convert.hf_config import Architecture
 from convert.layout import Param
 from convert.manifest import Manifest, Record
 from convert.matching import DTYPES, EMBEDDING
-from convert.orbax_stream import Index, StoredArray
+from convert.orbax_stream import StoredArray
 from convert.safetensors_io import Spec, Stored
 from convert.table import Row
 from videonsa_jax import checkpoint
@@ -206,36 +206,12 @@ def _write_param(
     param: Param, array: StoredArray, files: dict[str, Stored], progress: Progress
 ) -> None:
     names, layered = param.row.names(), param.row.layers is not None
-    for index, block in array.read(_read_order(param, array)):
+    for index, block in array.read(array.boxes(layered=layered)):
         layer, inner = (index[0].start, index[1:]) if layered else (0, index)
         tensor = files[names[layer]]
         view = param.row.op.to_jax(tensor.map(writable=True))
-        view[inner] = block[0] if layered else block
+        tiles.assign(view[inner], block[0] if layered else block)
         progress.advance(block.size * tensor.dtype.itemsize)
-
-
-def _read_order(param: Param, array: StoredArray) -> Iterator[Index]:
-    """Chunk after chunk, each of them layer by layer and in boxes of bounded size."""
-    starts = [range(0, *pair) for pair in zip(array.shape, array.chunk, strict=True)]
-    first = 0 if param.row.layers is None else 1  # the axis that large chunks are cut on
-    for corner in itertools.product(*starts):
-        chunk = [
-            slice(begin, min(begin + step, size))
-            for begin, step, size in zip(corner, array.chunk, array.shape, strict=True)
-        ]
-        sizes = [part.stop - part.start for part in chunk]
-        row = math.prod(sizes[first + 1 :]) * array.dtype.itemsize
-        steps = {first: max(layout.BOX_BYTES // row, 1)} | ({0: 1} if first else {})
-        parts = [
-            _cut(part, steps[axis]) if axis in steps else [part] for axis, part in enumerate(chunk)
-        ]
-        yield from itertools.product(*parts)
-
-
-def _cut(part: slice, step: int) -> list[slice]:
-    return [
-        slice(begin, min(begin + step, part.stop)) for begin in range(part.start, part.stop, step)
-    ]
 
 
 def _flush(file: pathlib.Path) -> None:

@@ -56,7 +56,7 @@ def assert_same(got, want):
 def box_bytes(request, monkeypatch):
     """Small models have no tensor that is cut unless boxes are small too."""
     if request.param == "many boxes":
-        monkeypatch.setattr(layout, "BOX_BYTES", 1000)
+        monkeypatch.setattr(layout, "BOX_BYTES", 4000)
 
 
 @pytest.mark.usefixtures("box_bytes")
