@@ -1,0 +1,45 @@
+"""python -m convert VERB ...; VERB --help lists the flags of a verb."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from absl import logging
+
+from convert import from_hf, listing, logits, to_hf, verify
+from videonsa_jax.errors import UserError
+
+VERBS = {
+    "from-hf": from_hf,
+    "to-hf": to_hf,
+    "verify": verify,
+    "inspect": listing,
+    "logits": logits,
+}
+
+
+def main(argv: Sequence[str]) -> int:
+    """Parses the command line and runs one verb; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m convert")
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+    for name, module in VERBS.items():
+        summary = module.__doc__.split("\n", 1)[0]
+        verb = verbs.add_parser(name, help=summary, description=summary)
+        module.add_arguments(verb)
+    args = parser.parse_args(argv)
+    logging.set_verbosity(logging.ERROR)  # Orbax tells much about each step
+    try:
+        return VERBS[args.verb].run(args)
+    except UserError as error:
+        return _stop(f"{parser.prog} {args.verb}: {error}", 1)
+    except KeyboardInterrupt:
+        return _stop(f"{parser.prog} {args.verb}: interrupted", 130)
+
+
+def _stop(message: str, code: int) -> int:
+    print(message, file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
