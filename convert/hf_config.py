@@ -189,7 +189,7 @@ def _text(text: Section, *, tied: bool) -> TextConfig:
     d_model, heads = text.integer("hidden_size"), text.integer("num_attention_heads")
     text.allow("hidden_act", "silu")
     text.allow("use_sliding_window", False, None)
-    text.allow("attention_bias", True)
+    text.allow("attention_bias", True, None)
     for kind in text.values.get("layer_types") or ():
         Section(text.path, {"layer_types": kind}, {}).allow("layer_types", "full_attention")
     rope = _rope(text, ["mrope", "default"])

@@ -108,7 +108,9 @@ def compute(cfg: ModelConfig, params: dict[str, Any], batch: Batch) -> np.ndarra
     settings = ComputeConfig(dtype="float32", remat="none")
     model = nnx.eval_shape(lambda: VideoNSA(cfg, compute=settings, rngs=nnx.Rngs(0)))
     model = nnx.merge(nnx.split(model)[0], params)
-    return np.asarray(jax.jit(lambda model, batch: model.logits(model(batch)[0]))(model, batch))
+    with jax.default_matmul_precision("highest"):  # accelerators round float32 products otherwise
+        logits = jax.jit(lambda model, batch: model.logits(model(batch)[0]))(model, batch)
+    return np.asarray(logits)
 
 
 def read_inputs(path: str | pathlib.Path, cfg: ModelConfig) -> dict[str, np.ndarray]:

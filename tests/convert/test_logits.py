@@ -1,6 +1,7 @@
 """`python -m convert logits` computes what the model computes, in the inputs' own layout."""
 
 import argparse
+import typing
 
 import jax
 import jax.numpy as jnp
@@ -11,11 +12,13 @@ from convert import logits
 from tests import small_models
 from tests.small_models import IMAGE, VIDEO, VOCAB, Vision
 from videonsa_jax import checkpoint
+from videonsa_jax.config import AttentionMode
 from videonsa_jax.data import hf_inputs
 from videonsa_jax.errors import UserError
 
 CLIP, PHOTO = Vision((3, 6, 10), seconds=1.5), Vision((1, 10, 6), is_video=False)
 PROMPTS = [[5, CLIP, 4], [9], [2, PHOTO, 1, PHOTO, 3]]
+MODES = typing.get_args(AttentionMode)
 CFG = small_models.config(heads=6, kv_heads=2, attention="paper")
 
 
@@ -74,6 +77,15 @@ def test_logits_are_those_of_the_model(folder, params, arrays, tmp_path, attenti
     silent = vision | (arrays["attention_mask"] == 0)
     assert not got[silent].any()
     assert got[~silent].any(axis=-1).all()
+
+
+def test_every_mode_of_the_config_is_offered(folder, tmp_path):
+    prompt = small_models.inputs([[2, Vision((1, 4, 4)), 3]], CFG, padding="left", seed=0)
+    got = {mode: _written(folder, tmp_path, prompt, f"--attention={mode}") for mode in MODES}
+    assert {"dense", "paper", "released"} <= got.keys()
+    for mode in MODES:
+        assert np.isfinite(got[mode]).all()
+        assert [x for x in MODES if np.array_equal(got[x], got[mode])] == [mode]
 
 
 def test_the_side_of_padding_changes_nothing(folder, arrays, tmp_path):
