@@ -1,4 +1,4 @@
-"""The GPU kernel of dense attention, interpreted: positions in any order, any length, few queries."""
+"""The GPU kernel of dense attention, interpreted: any order of positions, any number of queries."""
 
 import functools
 
