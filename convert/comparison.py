@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from convert import hf_config, layout, manifest, orbax_stream, qwen2_5_vl, videonsa
+from convert import hf_config, layout, manifest, orbax_stream, qwen2_5_vl, tiles, videonsa
 from convert.hf_directory import HFDirectory
 from convert.layout import Param
 from convert.orbax_stream import StoredArray
@@ -174,13 +174,15 @@ def _dtype_changes(
 
 
 def _config_problems(hf: HFDirectory, cfg: ModelConfig) -> tuple[list[str], list[str]]:
-    """Fields that decide what is computed from the tensors, and notes on those of taste."""
+    """Fields that decide what the tensors compute, and notes on those that a run may choose."""
     theirs = parse.flatten(hf_config.from_hf(hf.config, attention=cfg.attention))
     ours = parse.flatten(cfg)
+    chosen = ("released.", "position_advance")
+    if not hf_config.is_videonsa(hf.config):
+        chosen += ("nsa.",)  # which a config of stock Qwen2.5-VL does not have
     differ = [name for name in ours if ours[name] != theirs[name]]
     lines = {name: f"{name} is {ours[name]!r}, {theirs[name]!r} in {hf.path}" for name in differ}
-    of_taste = ("released.", "nsa.", "position_advance")
-    notes = [lines.pop(name) for name in differ if name.startswith(of_taste)]
+    notes = [lines.pop(name) for name in differ if name.startswith(chosen)]
     return list(lines.values()), notes
 
 
@@ -192,19 +194,20 @@ def _differences(
     param: Param, arrays: Arrays, tensors: Tensors, progress: Progress
 ) -> Iterator[Difference]:
     """Of the tensors of one parameter, those with numbers that differ."""
-    names, stored = param.row.names(), arrays[param.row.jax]
+    names, layered = param.row.names(), param.row.layers is not None
+    stored = arrays[param.row.jax]
     unequal, largest = collections.Counter(), dict.fromkeys(names, 0.0)
-    boxes = list(layout.boxes(param, stored.dtype.itemsize))
-    blocks = stored.read(box.index(param) for box in boxes)
-    for box, (_, block) in zip(boxes, blocks, strict=True):
-        layers = [block] if param.row.layers is None else block
-        for name, layer in zip(names[box.layers], layers, strict=True):
-            theirs = tensors[name].read(param.rows(box.units))
-            progress.advance(theirs.nbytes)
-            theirs = theirs.astype(stored.dtype, copy=False)
-            count, most = _difference(theirs, param.row.op.to_torch(layer))
-            unequal[name] += count
-            largest[name] = max(largest[name], most)
+    for index, ours in stored.read(stored.boxes(layered=layered)):
+        layer, inner = (index[0].start, index[1:]) if layered else (0, index)
+        name = names[layer]
+        there = param.row.op.to_jax(tensors[name].map())[inner]
+        theirs = np.empty(there.shape, there.dtype)
+        tiles.assign(theirs, there)
+        progress.advance(theirs.nbytes)
+        theirs = theirs.astype(stored.dtype, copy=False)
+        count, most = _difference(theirs, ours[0] if layered else ours)
+        unequal[name] += count
+        largest[name] = max(largest[name], most)
     for name, count in unequal.items():
         if count:
             yield Difference(name, tensors[name].shape, count, largest[name])
