@@ -52,10 +52,10 @@ _HALF[64] = _HALF[128] | {
 # True float32 products run on the ordinary units, whose operands all sit in registers.
 _FLOAT32 = {
     128: {
-        "dense_attention": TileParams(32, 32, num_warps=8, num_stages=2),
-        "compressed_attention": TileParams(32, 32, num_warps=8, num_stages=2),
-        "window_attention": TileParams(32, 32, num_warps=8, num_stages=2),
-        "decode_attention": TileParams(16, 32, num_warps=4, num_stages=2),
+        "dense_attention": TileParams(32, 64, num_warps=16, num_stages=2),
+        "compressed_attention": TileParams(32, 64, num_warps=16, num_stages=2),
+        "window_attention": TileParams(32, 64, num_warps=16, num_stages=2),
+        "decode_attention": TileParams(16, 32, num_warps=8, num_stages=2),
         "block_scores": TileParams(32, 64, num_warps=8, num_stages=2),
         "top_blocks": TileParams(4, 2048, num_warps=4, num_stages=1),
         "selected_attention": TileParams(16, 64, num_warps=8, num_stages=2),
