@@ -116,7 +116,7 @@ def _forward(q, k, v, blocks, pos, gated, scale, interpret):
         num_warps=sizes.num_warps,
         num_stages=sizes.num_stages,
         interpret=interpret,
-        name="selected_attention_fwd",
+        name="combined_attention_fwd" if gated else "selected_attention_fwd",
     )
     return run(lists.ids, lists.members, lists.whole, lists.count, limit, q, k, v, *gated)
 
