@@ -1,6 +1,7 @@
 """python -m convert VERB ...; VERB --help lists the flags of a verb."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
@@ -34,6 +35,11 @@ def main(argv: Sequence[str]) -> int:
         return _stop(f"{parser.prog} {args.verb}: {error}", 1)
     except KeyboardInterrupt:
         return _stop(f"{parser.prog} {args.verb}: interrupted", 130)
+    except BrokenPipeError:  # the reader of a table, for example `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        return _stop(f"{parser.prog} {args.verb}: {error.filename}: {error.strerror}", 1)
 
 
 def _stop(message: str, code: int) -> int:

@@ -12,7 +12,7 @@ from videonsa_jax.errors import UserError
 
 SUFFIX = ".incomplete"
 MARKER = ".incomplete"  # a file in the unfinished folder, locked by the process that fills it
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
 
 @contextlib.contextmanager

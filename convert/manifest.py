@@ -45,7 +45,7 @@ class Manifest:
 
 def write(folder: pathlib.Path, manifest: Manifest) -> None:
     """Writes `manifest.json`."""
-    text = json.dumps(dataclasses.asdict(manifest), indent=1)
+    text = json.dumps({"format": manifest.format, **dataclasses.asdict(manifest)}, indent=1)
     (folder / MANIFEST).write_text(text + "\n")
 
 

@@ -9,7 +9,9 @@ import contextlib
 import dataclasses
 import itertools
 import math
+import os
 import pathlib
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -106,7 +108,7 @@ def save_params(folder: pathlib.Path, params: Mapping[str, LazyArray], model: Mo
       model: what they are the parameters of.
 
     Raises:
-      UserError: an array cannot be written, for example because the disk is full.
+      OSError: an array cannot be written, for example because the disk is full.
     """
     registry = type_handlers.create_type_handler_registry((LazyArray, _LazyArrayHandler()))
     handlers = {
@@ -163,7 +165,7 @@ class _LazyArrayHandler(type_handlers.NumpyHandler):
 
 
 def _write(value: LazyArray, spec: dict[str, Any], info: type_handlers.ParamInfo) -> None:
-    what = f"{info.parent_dir}: parameter {info.name} cannot be written"
+    what = f"{info.parent_dir}: parameter {info.name}"
     pending: collections.deque[ts.Future] = collections.deque()
     with _one_line(what):
         array = ts.open(ts.Spec(spec), create=True, open=True, context=info.ts_context).result()
@@ -212,20 +214,27 @@ def _open(stored: StoredArray) -> ts.TensorStore:
         ts_context=context,
     )
     spec = type_handlers.get_json_tspec_read(info, use_ocdbt=info.is_ocdbt_checkpoint)
-    with _one_line(f"{stored.folder}: parameter {stored.name} cannot be read"):
+    with _one_line(f"{stored.folder}: parameter {stored.name}"):
         return ts.open(ts.Spec(spec), open=True, read=True, context=context).result()
 
 
 def _finished(stored: StoredArray, index: Index, read: ts.Future) -> tuple[Index, np.ndarray]:
-    with _one_line(f"{stored.folder}: parameter {stored.name} cannot be read"):
+    with _one_line(f"{stored.folder}: parameter {stored.name}"):
         return index, read.result()
 
 
 @contextlib.contextmanager
 def _one_line(what: str) -> Iterator[None]:
-    """TensorStore's errors, a ValueError with its sources' places, as one line."""
+    """TensorStore's errors, which are ValueErrors of many lines, as those of one.
+
+    Raises:
+      OSError: of the operating system, with `what` as its file's name.
+      UserError: all others, for example damaged data.
+    """
     try:
         yield
-    except (ValueError, OSError) as error:
+    except ValueError as error:
+        if code := re.search(r"os_error_code='(\d+)'", str(error)):
+            raise OSError(int(code[1]), os.strerror(int(code[1])), what) from error
         reason = " ".join(str(error).split()).split(" [source locations")[0]
         raise UserError(f"{what}: {reason}") from error
