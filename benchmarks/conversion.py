@@ -1,0 +1,200 @@
+"""Converts a synthetic checkpoint of a published size both ways: time, memory, equality.
+
+    python benchmarks/conversion.py --workdir=DIR --out=FILE.json [--preset=qwen2_5_vl_7b] [--gates]
+
+Writes a Hugging Face folder of random bfloat16 weights file by file, runs `from-hf` and `to-hf` as
+processes of their own, compares the hashes of every tensor, and removes all of it. DIR needs about
+3.3 times the size of the weights: 55 GB for 7B, whose weights are 16.6 GB.
+"""
+
+import argparse
+import dataclasses
+import hashlib
+import importlib.metadata
+import json
+import os
+import pathlib
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+
+import ml_dtypes
+import numpy as np
+
+from convert import hf_config, hf_directory, layout, manifest, qwen2_5_vl, to_hf, videonsa
+from convert.safetensors_io import Spec, write_file
+from videonsa_jax.config import PRESETS, ModelConfig
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+DTYPE = np.dtype(ml_dtypes.bfloat16)
+SHARD_BYTES = 5 * 10**9
+PIECE = 2**24  # numbers written at once
+DISK_FACTOR = 3.3  # source, checkpoint, export, and some room
+_CHILD = """
+import pathlib, re, sys
+from convert.__main__ import main
+try:
+    code = main(sys.argv[1:])
+except SystemExit as stop:
+    code = stop.code
+print(re.search(r"VmHWM:\\s+(\\d+) kB", pathlib.Path("/proc/self/status").read_text())[1])
+sys.exit(code)
+"""  # not rusage of the parent's children: a child's peak there starts at its parent's size
+PACKAGES = ("jax", "orbax-checkpoint", "tensorstore", "numpy", "safetensors")
+
+
+@dataclasses.dataclass(frozen=True)
+class Measurement:
+    """One run of a command."""
+
+    seconds: float
+    peak_bytes: int  # of memory, as the kernel counts it
+    baseline_bytes: int  # of the same command when it only prints its help
+
+
+def specs(cfg: ModelConfig, *, gates: bool) -> list[Spec]:
+    """The tensors of a model's checkpoint on the hub."""
+    rows = videonsa.rows(cfg) if gates else qwen2_5_vl.rows(cfg)
+    return [
+        Spec(name, DTYPE, param.torch_shape)
+        for param in layout.params(cfg, rows)
+        for name in param.row.names()
+    ]
+
+
+def synthesize(folder: pathlib.Path, cfg: ModelConfig, *, gates: bool) -> dict[str, str]:
+    """Writes a folder of random weights; returns the hash of each tensor."""
+    folder.mkdir()
+    architecture = "videonsa" if gates else "qwen2_5_vl"
+    config = hf_config.to_hf(cfg, architecture=architecture, dtype=DTYPE.name)
+    (folder / hf_directory.CONFIG).write_text(json.dumps(config))
+    shards = to_hf.split(specs(cfg, gates=gates), SHARD_BYTES)
+    hashes: dict[str, str] = {}
+    weight_map = {}
+    for name, shard in zip(to_hf.shard_names(len(shards)), shards, strict=True):
+        write_file(folder / name, shard, _pieces(shard, hashes), {"format": "pt"})
+        weight_map |= {spec.name: name for spec in shard}
+    if len(shards) > 1:
+        (folder / hf_directory.INDEX).write_text(json.dumps({"weight_map": weight_map}))
+    return hashes
+
+
+def _pieces(shard: list[Spec], hashes: dict[str, str]) -> Iterator[np.ndarray]:
+    """Each piece is a part, at a place of its own, of one sequence drawn from N(0, 0.02**2)."""
+    rng = np.random.default_rng(0)
+    drawn = (0.02 * rng.standard_normal(2 * PIECE, np.float32)).astype(DTYPE)
+    for spec in shard:
+        digest = hashlib.sha256()
+        rng = np.random.default_rng(list(spec.name.encode()))
+        for left in range(spec.nbytes // DTYPE.itemsize, 0, -PIECE):
+            begin = rng.integers(PIECE)
+            piece = drawn[begin : begin + min(left, PIECE)]
+            digest.update(piece.view(np.uint8))
+            yield piece
+        hashes[spec.name] = digest.hexdigest()
+
+
+def measure(*argv: str | os.PathLike) -> Measurement:
+    """Runs `python -m convert` in a process of its own.
+
+    Raises:
+      subprocess.CalledProcessError: it failed.
+    """
+    _, baseline = _run([argv[0], "--help"])
+    seconds, peak = _run([str(arg) for arg in argv])
+    return Measurement(seconds, peak, baseline)
+
+
+def _run(argv: list[str]) -> tuple[float, int]:
+    begin = time.perf_counter()
+    command = [sys.executable, "-c", _CHILD, *argv]
+    output = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True).stdout
+    return time.perf_counter() - begin, 1024 * int(output.splitlines()[-1])
+
+
+def compare(hashes: dict[str, str], folder: pathlib.Path) -> None:
+    """Raises ValueError where a manifest's hashes are not those of the source."""
+    found = manifest.read(folder).tensors
+    wrong = [name for name, digest in hashes.items() if found[name].sha256 != digest]
+    if wrong:
+        raise ValueError(f"{folder}: {len(wrong)} of {len(hashes)} tensors differ: {wrong[:3]}")
+
+
+def convert_both_ways(
+    workdir: pathlib.Path, cfg: ModelConfig, *, gates: bool
+) -> dict[str, Measurement]:
+    """Makes `hf`, `weights` and `back` in a folder; they are the caller's to remove.
+
+    Raises:
+      ValueError: a tensor came back changed.
+    """
+    hashes = synthesize(workdir / "hf", cfg, gates=gates)
+    done = {"from-hf": measure("from-hf", workdir / "hf", workdir / "weights")}
+    compare(hashes, workdir / "weights")
+    done["to-hf"] = measure("to-hf", workdir / "weights", workdir / "back")
+    compare(hashes, workdir / "back")
+    return done
+
+
+def device_name() -> str:
+    """The processor and its number of cores."""
+    info = pathlib.Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0] if names else platform.machine()}, {os.cpu_count()} cores"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--workdir", type=pathlib.Path, required=True, help="existing folder")
+    parser.add_argument("--preset", choices=PRESETS, default="qwen2_5_vl_7b")
+    parser.add_argument("--gates", action="store_true", help="VideoNSA instead of Qwen2.5-VL")
+    parser.add_argument("--out", type=pathlib.Path, required=True, help="FILE.json")
+    args = parser.parse_args()
+
+    cfg = PRESETS[args.preset]
+    tensors = specs(cfg, gates=args.gates)
+    size, largest = (f(spec.nbytes for spec in tensors) for f in (sum, max))
+    free = shutil.disk_usage(args.workdir).free
+    if free < DISK_FACTOR * size:
+        sys.exit(f"{args.workdir} has {free:,} bytes free, expected {int(DISK_FACTOR * size):,}")
+    load = os.getloadavg()[0]  # of others: how far the times can be trusted
+    work = args.workdir / f"conversion-{os.getpid()}"
+    work.mkdir()
+    try:
+        done = convert_both_ways(work, cfg, gates=args.gates)
+        stored = sum(file.stat().st_size for file in (work / "weights").rglob("*"))
+    finally:
+        shutil.rmtree(work)
+    limit = int(1.5 * largest) + 2**30
+    for verb, x in done.items():
+        print(
+            f"{verb:8} {size / 1e9:6.2f} GB in {x.seconds:6.1f} s, peak {x.peak_bytes / 2**30:.2f} "
+            f"GiB, of which {x.baseline_bytes / 2**30:.2f} GiB is the program; limit "
+            f"{limit / 2**30:.2f} GiB"
+        )
+    result = {
+        "device": device_name(),
+        "load_before": load,
+        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "preset": args.preset,
+        "gates": args.gates,
+        "tensors": len(tensors),
+        "bytes": size,
+        "stored_bytes": stored,
+        "largest_tensor_bytes": largest,
+        "limit_bytes": limit,
+        "identical": True,  # else an error was raised
+        "verbs": {verb: dataclasses.asdict(x) for verb, x in done.items()},
+    }
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    args.out.write_text(json.dumps(result, indent=1) + "\n")
+    if any(x.peak_bytes > limit for x in done.values()):
+        sys.exit("a conversion took more memory than the limit")
+
+
+if __name__ == "__main__":
+    main()
