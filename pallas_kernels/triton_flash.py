@@ -93,7 +93,8 @@ def _launch(q, k, v, sight, name, job):
     b, s, n, h = q.shape
     t, heads = k.shape[1:3]
     kind = "decode_attention" if name.endswith("_decode") else job.name
-    sizes = tiles.pick(kind, compat.device_kind(), q.dtype, h)
+    width = pl.next_power_of_2(h)
+    sizes = tiles.pick(kind, compat.device_kind(), q.dtype, width)
     least = max(pl.next_power_of_2(s), LEAST_ROWS)
     rows = least if kind == "decode_attention" else min(sizes.rows, least)
     visits = Visits.plan(sight, t, rows=rows, keys=sizes.keys)
@@ -118,7 +119,12 @@ def _launch(q, k, v, sight, name, job):
     keys = (t, None, h), lambda i, head: (0, jax.lax.div(head, n // heads), 0)
     out, lse = compat.triton_call(
         functools.partial(
-            _interval_kernel, queries=s, keys=sizes.keys, splits=splits, scale=job.scale * LOG2E
+            _interval_kernel,
+            queries=s,
+            keys=sizes.keys,
+            width=width,
+            splits=splits,
+            scale=job.scale * LOG2E,
         ),
         grid=(count, n, b * splits),
         in_specs=[
@@ -152,21 +158,22 @@ def _merge(out, lse, splits, dtype):
     return out.astype(dtype), jnp.where(total == 0, -jnp.inf, top + jnp.log(safe))
 
 
-def _interval_kernel(*refs, queries, keys, splits, scale):
+def _interval_kernel(*refs, queries, keys, width, splits, scale):
     """One tile: its rows q [m h] over its key tiles in k, v [t h]; exponents are of 2."""
     spans, *ids, lo, hi, key_pos, q, k, v, out, lse = refs
     first, whole_first, whole_last, last = (spans[i] for i in range(4))
     wholes = whole_last - whole_first
     lo, hi = lo[...], hi[...]
     live = hi > lo
-    rows = plgpu.load(q, mask=live[:, None], other=0)
+    m = lo.shape[0]
+    rows = _load(q, pl.ds(0, m), live, width)
 
     def number(place):
         return ids[0][place] if ids else place
 
     def whole(i, state):
         at = pl.ds(number(whole_first + i) * keys, keys)
-        k_tile, v_tile = (plgpu.load(x.at[at, :]) for x in (k, v))
+        k_tile, v_tile = (_load(x, at, None, width) for x in (k, v))
         logits = tile_math.product(rows, k_tile, 1, 1) * scale
         return _add(state, logits, v_tile)
 
@@ -177,18 +184,31 @@ def _interval_kernel(*refs, queries, keys, splits, scale):
         inside = begin + jnp.arange(keys) < key_pos.shape[0]
         pos = plgpu.load(key_pos.at[at], mask=inside, other=-1)
         # 0 in place of the keys that nobody sees: they may be NaN, which a weight of 0 would keep.
-        k_tile, v_tile = (
-            plgpu.load(x.at[at, :], mask=(pos >= 0)[:, None], other=0) for x in (k, v)
-        )
+        k_tile, v_tile = (_load(x, at, pos >= 0, width) for x in (k, v))
         see = (lo[:, None] <= pos[None]) & (pos[None] < hi[:, None])
         logits = tile_math.product(rows, k_tile, 1, 1) * scale
         return _add(state, jnp.where(see, logits, -jnp.inf), v_tile)
 
-    m = rows.shape[0]
-    state = jnp.full(m, -jnp.inf), jnp.zeros(m), jnp.zeros(rows.shape)
+    state = jnp.full(m, -jnp.inf), jnp.zeros(m), jnp.zeros((m, width))
     for total, step in ((wholes, whole), (last - first - wholes, part)):
         state = jax.lax.fori_loop(*_share(total, splits), step, state)
     _store(state, live, queries, out, lse)
+
+
+def _load(ref, at, see, width):
+    """Rows `at` of a ref [.. h], filled up to `width` columns; 0 there and where `see` is False.
+
+    Args:
+      ref: what to read.
+      at: a slice of m rows.
+      see: bool[m]; None reads every row.
+      width: the next power of two of h.
+    """
+    mask = None if see is None else see[:, None]
+    if width != ref.shape[1]:
+        inside = (jnp.arange(width) < ref.shape[1])[None]
+        mask = inside if mask is None else mask & inside
+    return plgpu.load(ref.at[at, pl.ds(0, width)], mask=mask, other=None if mask is None else 0)
 
 
 def _share(total, splits):
@@ -213,11 +233,12 @@ def _add(state, logits, values):
 def _store(state, live, queries, out, lse):
     """Writes the rows that exist; 0 and -inf where a query sees nothing."""
     top, total, acc = state
-    m = acc.shape[0]
+    m, width = acc.shape
     some = live & (total != 0)
     safe = jnp.where(some, total, 1.0)
     begin = (pl.num_programs(0) - 1 - pl.program_id(0)) * m
     exists = begin + jnp.arange(m) < queries
     value = jnp.where(some[:, None], acc / safe[:, None], 0.0).astype(out.dtype)
-    plgpu.store(out, value, mask=jnp.broadcast_to(exists[:, None], value.shape))
+    inside = exists[:, None] & (jnp.arange(width) < out.shape[1])[None]
+    plgpu.store(out.at[:, pl.ds(0, width)], value, mask=inside)
     plgpu.store(lse, jnp.where(some, top / LOG2E + jnp.log(safe), -jnp.inf), mask=exists)

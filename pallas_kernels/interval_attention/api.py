@@ -2,10 +2,10 @@
 
 import jax
 
-from pallas_kernels import dispatch
-from pallas_kernels.interval_attention import ref, xla
+from pallas_kernels import dispatch, limits
+from pallas_kernels.interval_attention import ref, triton, xla
 
-_IMPLEMENTATIONS = {"reference": ref, "xla": xla}
+_IMPLEMENTATIONS = {"reference": ref, "xla": xla, "triton": triton}
 
 
 def interval_attention(
@@ -39,7 +39,8 @@ def interval_attention(
       float[b p n h], dtype of `q`; exactly 0 where nothing is visible.
 
     Raises:
-      ValueError: shapes disagree or `max_length` is not positive.
+      ValueError: shapes disagree, or `max_length` is not positive, or the platform or the sizes are
+        not those of `implementation`.
       NotImplementedError: `implementation` has no kernel.
     """
     dispatch.bind_attention(
@@ -48,6 +49,12 @@ def interval_attention(
     if max_length < 1:
         raise ValueError(f"max_length must be at least 1, got {max_length}")
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    name = dispatch.resolve(implementation, _IMPLEMENTATIONS, interpret=interpret)
+    name = dispatch.resolve(
+        implementation,
+        _IMPLEMENTATIONS,
+        interpret=interpret,
+        misfit=limits.attention_misfit(q, k, v, widths=limits.INTERVAL_WIDTHS),
+    )
     run = _IMPLEMENTATIONS[name].interval_attention
-    return run(q, k, v, interval, max_length=max_length, scale=scale)
+    settings = dispatch.settings(name, interpret)
+    return run(q, k, v, interval, max_length=max_length, scale=scale, **settings)

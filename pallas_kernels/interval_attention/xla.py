@@ -4,8 +4,13 @@ from pallas_kernels.flash import attend
 from pallas_kernels.schedule import Sight, Tiles
 
 
+def tiles(max_length, group):
+    """The tiles for ranges of at most `max_length` keys."""
+    size = min(max(max_length, 64), 512)
+    return Tiles(size * group, size)
+
+
 def interval_attention(q, k, v, interval, *, max_length, scale):
     """See `api.py`."""
-    size = min(max(max_length, 64), 512)
-    tiles = Tiles(size * q.shape[2] // k.shape[2], size)
-    return attend(q, k, v, Sight(interval[..., 0], interval[..., 1]), scale, tiles)[0]
+    sight = Sight(interval[..., 0], interval[..., 1])
+    return attend(q, k, v, sight, scale, tiles(max_length, q.shape[2] // k.shape[2]))[0]

@@ -1,0 +1,68 @@
+"""The GPU kernel of attention inside ranges, interpreted: the vision tower's windows and frames."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pallas_kernels import interval_attention
+from tests import testing
+from tests.pallas_kernels.softmax_loops import softmax_loops
+
+INTERPRETED = {"implementation": "triton", "interpret": True}
+
+
+def _ranges(lengths, patches):
+    """i32[1 p 2]: consecutive ranges, then padding that sees nothing."""
+    ends = np.cumsum(lengths)
+    ranges = np.repeat(np.stack([ends - lengths, ends], -1), lengths, axis=0)
+    padding = np.zeros((patches - len(ranges), 2), int)
+    return jnp.asarray(np.concatenate([ranges, padding]), jnp.int32)[None]
+
+
+def _inputs(patches, heads, *, width, dtype="float32"):
+    rng = np.random.default_rng(patches)
+    shape = (1, patches, heads, width)
+    return tuple(jnp.asarray(rng.standard_normal(shape), dtype) for _ in range(3))
+
+
+def _want(arrays, interval):
+    t = np.arange(arrays[0].shape[1])
+    seen = (interval[..., :1] <= t) & (t < interval[..., 1:])
+    return softmax_loops(*arrays, np.zeros(arrays[0].shape), np.asarray(seen))[0]
+
+
+@pytest.mark.parametrize("width", [64, 80, 128])
+@pytest.mark.parametrize(
+    ("lengths", "patches", "max_length"),
+    [([1], 1, 1), ([64, 32, 64, 16, 7], 200, 64), ([90, 1, 99], 190, 99)],
+)
+def test_equals_float64_loops(lengths, patches, max_length, width):
+    interval, arrays = _ranges(lengths, patches), _inputs(patches, 2, width=width)
+    padding = jnp.arange(patches)[:, None, None] >= sum(lengths)
+    poisoned = [jnp.where(padding, jnp.nan, x) for x in arrays]
+    got = interval_attention(*poisoned, interval=interval, max_length=max_length, **INTERPRETED)
+    testing.assert_close("out", got, _want(arrays, interval))
+    assert not np.asarray(got)[:, sum(lengths) :].any()
+
+
+def test_half_precision_equals_loops_over_the_rounded_inputs():
+    interval, arrays = _ranges([64, 64, 12], 140), _inputs(140, 2, width=80, dtype="bfloat16")
+    got = interval_attention(*arrays, interval=interval, max_length=64, **INTERPRETED)
+    assert got.dtype == jnp.bfloat16
+    testing.assert_close("out", got, _want(arrays, interval), dtype="bfloat16", factor=0.25)
+
+
+def test_gradient_is_that_of_xla():
+    interval, arrays = _ranges([64, 32, 7], 110), _inputs(110, 2, width=80)
+    dout = jnp.cos(jnp.arange(arrays[0].size, dtype=jnp.float32)).reshape(arrays[0].shape)
+
+    def grads(**how):
+        op = functools.partial(interval_attention, interval=interval, max_length=64, **how)
+        return jax.jit(lambda *x: jax.vjp(op, *x)[1](dout))(*arrays)
+
+    want = grads(implementation="xla")
+    for name, ours, theirs in zip(("dq", "dk", "dv"), grads(**INTERPRETED), want, strict=True):
+        testing.assert_close(name, ours, theirs)
