@@ -7,7 +7,18 @@ INSTALLED = $(VENV)/.installed-$(VERSION)
 PY = $(VENV)/bin/python
 TEST = $(PY) -m pytest -n 2 --dist loadfile
 
-.PHONY: env demo test test-slow lint clean
+
+# A second environment, whose JAX compiles for devices that are not there. With the CUDA wheels in
+# it and no GPU, a plain `import jax` fails, so it is kept apart.
+AOT = .venv-aot
+AOT_PY = $(AOT)/bin/python
+AOT_INSTALLED = $(AOT)/.installed-$(VERSION)
+AOT_RUN = JAX_PLATFORMS=cpu TF_CPP_MIN_LOG_LEVEL=2 $(AOT_PY)
+version_of = $(shell $(PY) -c 'from importlib import metadata; print(metadata.version("$(1)"))')
+TARGET ?= h100
+OUT ?= runs/compile-check-$(TARGET).json
+
+.PHONY: env aot demo test test-slow compile-check lint clean
 
 env: $(INSTALLED)
 
@@ -17,6 +28,20 @@ $(INSTALLED): pyproject.toml
 	$(PY) -m pip install --quiet --editable '.[test]'
 	touch $@
 
+aot: $(AOT_INSTALLED)
+
+# The last two bring ptxas; a CUDA toolkit of the machine's own serves as well.
+$(AOT_INSTALLED): $(INSTALLED)
+	$(PYTHON) -m venv --clear $(AOT)
+	$(AOT_PY) -m pip install --quiet \
+	  jax==$(call version_of,jax) jaxlib==$(call version_of,jaxlib) flax==$(call version_of,flax) \
+	&& $(AOT_PY) -m pip install --quiet --no-deps \
+	  jax-cuda13-plugin==$(call version_of,jaxlib) jax-cuda13-pjrt==$(call version_of,jaxlib) \
+	|| { echo 'compile-check: the CUDA plugins of this JAX cannot be installed here' >&2; exit 3; }
+	$(AOT_PY) -m pip install --quiet --no-deps 'nvidia-cuda-nvcc==13.*' 'nvidia-nvvm==13.*' \
+	|| echo 'compile-check: no ptxas to install; using the CUDA toolkit of this machine' >&2
+	touch $@
+
 demo: env
 	$(PY) -m examples.demo --workdir=runs/demo
 
@@ -24,11 +49,15 @@ test: env
 	$(TEST) -m 'not slow'
 
 test-slow: env
+	$(MAKE) aot || true  # tests that compile for other devices skip without it
 	$(TEST) -m slow
+
+compile-check: aot
+	$(AOT_RUN) -m benchmarks.compile_check --target=$(TARGET) --out=$(OUT)
 
 lint: env
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 
 clean:
-	rm -rf $(VENV) .cache runs
+	rm -rf $(VENV) $(AOT) .cache runs

@@ -1,0 +1,87 @@
+"""The operations at the target geometry, as functions of abstract arrays: what to compile."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from benchmarks.inputs import HEADS, KV_HEADS, SPEC, WIDTH
+from pallas_kernels import (
+    BlockSet,
+    SelectRule,
+    compressed_attention,
+    dense_attention,
+    nsa_attention,
+    select_blocks,
+    selected_attention,
+    window_attention,
+)
+from pallas_kernels.blocks import WORD
+
+TEXT = 2048  # text tokens after the video
+RULE = SelectRule(SPEC.block_count, SPEC.forced_first, SPEC.forced_local, SPEC.block_size)
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One operation to compile.
+
+    Attributes:
+      name: of the operation.
+      phase: "forward" or "backward".
+      run: the operation as a function of `arguments`.
+      arguments: `jax.ShapeDtypeStruct`s.
+    """
+
+    name: str
+    phase: str
+    run: Callable
+    arguments: tuple
+
+
+def forward_cases(
+    tokens: int, *, implementation: str, dtype: str = "bfloat16", width: int = WIDTH
+) -> list[Case]:
+    """Every forward operation for one video of `tokens` tokens and heads of `width`."""
+    blocks = -(-tokens // SPEC.block_size)
+    how = {"implementation": implementation, "scale": width**-0.5}
+
+    def floats(length, heads):
+        return jax.ShapeDtypeStruct((1, length, heads, width), dtype)
+
+    def ints(*shape):
+        return jax.ShapeDtypeStruct((1, *shape), jnp.int32)
+
+    def attend(q, k, v, start, query_pos, key_pos):
+        return dense_attention(q, k, v, start=start, query_pos=query_pos, key_pos=key_pos, **how)
+
+    def selected(q, k, v, bits, pos):
+        chosen = BlockSet(bits, SPEC.block_size, SPEC.block_count)
+        return selected_attention(q, k, v, chosen, pos, **how)
+
+    def dense(queries, keys):
+        return floats(queries, HEADS), *_pair(keys), ints(queries), ints(queries), ints(keys)
+
+    def _pair(length):
+        return floats(length, KV_HEADS), floats(length, KV_HEADS)
+
+    q, lse = floats(tokens, HEADS), jax.ShapeDtypeStruct((1, tokens, HEADS), jnp.float32)
+    bits = jax.ShapeDtypeStruct((1, tokens, KV_HEADS, -(-blocks // WORD)), jnp.uint32)
+    gates = jax.ShapeDtypeStruct((1, tokens, HEADS, 3), jnp.float32)
+    visible, pos = ints(tokens, 2), ints(tokens)
+    choose = functools.partial(select_blocks, rule=RULE, **how)
+    window = functools.partial(window_attention, window=SPEC.window_size, **how)
+    nsa = functools.partial(nsa_attention, spec=SPEC, implementation=implementation)
+    compress = functools.partial(compressed_attention, **how)
+    cases = {
+        "compressed_attention": (compress, (q, *_pair(blocks), visible)),
+        "select_blocks": (choose, (q, floats(blocks, KV_HEADS), lse, visible, pos)),
+        "selected_attention": (selected, (q, *_pair(tokens), bits, pos)),
+        "window_attention": (window, (q, *_pair(tokens), pos, pos)),
+        "nsa_attention": (nsa, (q, *_pair(tokens), gates)),
+        "dense_attention": (attend, dense(TEXT, tokens + TEXT)),
+        "decode": (attend, dense(1, tokens + TEXT)),
+    }
+    return [Case(name, "forward", *case) for name, case in cases.items()]
