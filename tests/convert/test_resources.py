@@ -1,6 +1,7 @@
 """Conversions in processes of their own: the memory they take, and what a full disk does."""
 
 import dataclasses
+import shutil
 import subprocess
 import sys
 
@@ -32,12 +33,19 @@ def wide_config():
     return dataclasses.replace(cfg, text=text)
 
 
-def test_memory_does_not_grow_with_the_model(tmp_path):
+@pytest.fixture
+def large_folder(tmp_path):
+    """Emptied at once: pytest would keep the folders of three runs."""
+    yield tmp_path
+    shutil.rmtree(tmp_path)
+
+
+def test_memory_does_not_grow_with_the_model(large_folder):
     cfg = wide_config()
     sizes = [spec.nbytes for spec in conversion.specs(cfg, gates=True)]
     assert max(sizes) < 42e6
     assert sum(sizes) > 610e6
-    for verb, x in conversion.convert_both_ways(tmp_path, cfg, gates=True).items():
+    for verb, x in conversion.convert_both_ways(large_folder, cfg, gates=True).items():
         limit = x.baseline_bytes + 1.5 * max(sizes) + BOXES
         assert x.peak_bytes < limit, f"{verb}: {x.peak_bytes:,} bytes, limit {int(limit):,}"
 
