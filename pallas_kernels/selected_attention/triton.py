@@ -132,7 +132,7 @@ def _attend_tile(*refs, queries, padded, block, scale):
     real = (member < group) & (where[1] < q.shape[1])
     limits = plgpu.load(limit.at[where[:2]], mask=real, other=-1)
     live = limits >= 0
-    rows = _load(q, where, live)  # the queries of the others may hold NaN
+    rows = _load(q, where, live)
 
     def step(j, state, *, cut):
         begin = ids[(*at, j)] * block

@@ -50,7 +50,7 @@ def _top_k(scores, visible, own, rule):
 @pytest.mark.parametrize(
     ("lanes", "count", "rule"),
     [
-        (64, 50, SelectRule(7, 0, 1, 64)),
+        (64, 50, SelectRule(7, 0, 0, 64)),
         (64, 20, SelectRule(32, 2, 2, 64)),
         (2048, 1500, SelectRule(32, 1, 2, 64)),
         (1024, 900, SelectRule(3, 1, 2, 64)),
@@ -115,8 +115,9 @@ def test_any_length(queries):
     _assert_equal_to_reference(_inputs(queries, 4, 2, block=32), SelectRule(3, 0, 1, 32))
 
 
-def test_chunks_of_queries_join(monkeypatch):
-    monkeypatch.setattr(triton, "SCORE_BYTES", 1)  # the least: one tile of queries per chunk
+@pytest.mark.parametrize("score_bytes", [1, 40_000])  # one, and two tiles of queries per chunk
+def test_chunks_of_queries_join(monkeypatch, score_bytes):
+    monkeypatch.setattr(triton, "SCORE_BYTES", score_bytes)
     arrays = _inputs(300, 4, 2, block=32, rows=2)
     _assert_equal_to_reference(arrays, SelectRule(4, 0, 1, 32))
 
