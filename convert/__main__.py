@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Sequence
 
+import jax
 from absl import logging
 
 from convert import from_hf, listing, logits, to_hf, verify
@@ -17,6 +18,7 @@ VERBS = {
     "inspect": listing,
     "logits": logits,
 }
+COMPUTING = ("verify", "logits")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -28,6 +30,8 @@ def main(argv: Sequence[str]) -> int:
         verb = verbs.add_parser(name, help=summary, description=summary)
         module.add_arguments(verb)
     args = parser.parse_args(argv)
+    if args.verb not in COMPUTING:
+        jax.config.update("jax_platforms", "cpu")  # no accelerator is taken to move bytes
     logging.set_verbosity(logging.ERROR)  # Orbax tells much about each step
     try:
         return VERBS[args.verb].run(args)
