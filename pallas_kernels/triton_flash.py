@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from pallas_kernels import compat, flash, tile_math, tiles
 from pallas_kernels.compat import pl, plgpu
-from pallas_kernels.schedule import Sight, Tiles
+from pallas_kernels.schedule import Tiles
 from pallas_kernels.visits import Visits
 
 LOG2E = 1.4426950408889634
@@ -30,7 +30,8 @@ class Job:
     """What is static about one operation.
 
     Attributes:
-      name: of the operation, in `tiles` and in the names of its kernels.
+      name: of the operation, in `tiles` and in the names of its kernels; those for few queries are
+        "decode_attention" in `tiles`.
       scale: factor of the logits.
       backward: tiles of the backward pass.
       interpret: run in the interpreter.
@@ -59,21 +60,15 @@ def attend(q, k, v, sight, job):
       out float[b s n h], dtype of `q`, and lse float32[b s n], the logarithm of the softmax
       denominator, which carries no gradient; 0 and -inf for a query that sees nothing.
     """
-    b, s, n, _ = q.shape
+    b, s, n, h = q.shape
     heads = k.shape[2]
     group = n // heads
     if group == 1 or s * group > MOST_PACKED:
-        return _launch(q, k, v, sight, f"{job.name}_fwd", job)
-    packed = jnp.swapaxes(q.reshape(b, s, heads, group, -1), 2, 3).reshape(b, -1, heads, q.shape[3])
-    lo, hi = (jnp.repeat(x, group, axis=1) for x in (sight.lo, sight.hi))
-    each = Sight(lo, hi, sight.key_pos)
-    out, lse = _launch(packed, k, v, each, f"{job.name}_decode", job)
-    return tuple(
-        jnp.swapaxes(x.reshape(b, s, group, heads, *x.shape[3:]), 2, 3).reshape(
-            b, s, n, *x.shape[3:]
-        )
-        for x in (out, lse)
-    )
+        return _launch(q, k, v, sight, "fwd", job)
+    packed = jnp.swapaxes(q.reshape(b, s, heads, group, h), 2, 3).reshape(b, -1, heads, h)
+    out, lse = _launch(packed, k, v, sight, "decode", job)
+    out, lse = (jnp.swapaxes(x.reshape(b, s, group, heads, -1), 2, 3) for x in (out, lse))
+    return out.reshape(q.shape), lse.reshape(b, s, n)
 
 
 def _attend_fwd(q, k, v, sight, job):
@@ -88,63 +83,94 @@ def _attend_bwd(job, residuals, cotangents):
 attend.defvjp(_attend_fwd, _attend_bwd)
 
 
-def _launch(q, k, v, sight, name, job):
-    """Runs the kernel: out [b s n h], lse [b s n]."""
+@dataclasses.dataclass(frozen=True)
+class _Cut:
+    """Programs of one launch: the grid is (tiles, heads, rows of the batch x splits).
+
+    Attributes:
+      rows: rows of a tile.
+      tiles: tiles per head.
+      splits: programs that share the keys of a tile.
+      group: heads per KV head.
+    """
+
+    rows: int
+    tiles: int
+    splits: int
+    group: int
+
+
+def _launch(q, k, v, sight, part, job):
+    """Runs the kernel: out, lse of q [b s n h]; each query of `sight` has s // queries rows."""
     b, s, n, h = q.shape
     t, heads = k.shape[1:3]
-    kind = "decode_attention" if name.endswith("_decode") else job.name
+    queries = sight.lo.shape[1]
+    kind = "decode_attention" if part == "decode" else job.name
     width = pl.next_power_of_2(h)
     sizes = tiles.pick(kind, compat.device_kind(), q.dtype, width)
-    least = max(pl.next_power_of_2(s), LEAST_ROWS)
-    rows = least if kind == "decode_attention" else min(sizes.rows, least)
-    visits = Visits.plan(sight, t, rows=rows, keys=sizes.keys)
+    rows = max(pl.next_power_of_2(s), LEAST_ROWS)
+    rows = rows if part == "decode" else min(rows, sizes.rows)
     count = -(-s // rows)
-    reach = min(t if job.reach is None else job.reach + rows, t)
-    splits = min(PROGRAMS // (count * n * b), -(-reach // sizes.keys) // LEAST_VISITS)
-    splits = max(splits, 1)
+    reach = t if job.reach is None else min(job.reach + rows, t)
+    splits = min(PROGRAMS // (count * n * b), reach // (sizes.keys * LEAST_VISITS))
+    cut = _Cut(rows, count, max(splits, 1), n // heads)
 
-    def spec(block, index):
-        """Of an array whose axis 0 is the batch row; `index` takes the tile and the head."""
-        return pl.BlockSpec(
-            (None, *block),
-            lambda i, head, z: (jax.lax.div(z, splits), *index(count - 1 - i, head)),
-        )
+    def per_row(x):
+        """i32[b queries] -> i32[b tiles*rows]; rows that fill the last tile see nothing."""
+        return jnp.pad(jnp.repeat(x, s // queries, axis=1), ((0, 0), (0, count * rows - s)))
 
-    def per_split(block, index):
-        return pl.BlockSpec((None, *block), lambda i, head, z: (z, *index(count - 1 - i, head)))
-
+    visits = Visits.plan(sight, t, queries=min(rows, queries), keys=sizes.keys)
     schedule = [visits.spans] if visits.ids is None else [visits.spans, visits.ids]
-    query = (rows, None, h), lambda i, head: (i, head, 0)
-    stats = (rows, None), lambda i, head: (i, head)
-    keys = (t, None, h), lambda i, head: (0, jax.lax.div(head, n // heads), 0)
+    in_specs, out_specs = _specs(cut, schedule, k.shape)
+    partial_dtype = q.dtype if cut.splits == 1 else jnp.float32
     out, lse = compat.triton_call(
         functools.partial(
             _interval_kernel,
+            cut=cut,
             queries=s,
             keys=sizes.keys,
             width=width,
-            splits=splits,
             scale=job.scale * LOG2E,
         ),
-        grid=(count, n, b * splits),
-        in_specs=[
-            *(spec((None, x.shape[2]), lambda i, head: (i, 0)) for x in schedule),
-            spec((rows,), lambda i, head: (i,)),
-            spec((rows,), lambda i, head: (i,)),
-            spec((t,), lambda i, head: (0,)),
-            *(spec(*x) for x in (query, keys, keys)),
-        ],
-        out_specs=(per_split(*query), per_split(*stats)),
+        grid=(count, n, b * cut.splits),
+        in_specs=in_specs,
+        out_specs=out_specs,
         out_shape=(
-            jax.ShapeDtypeStruct((b * splits, s, n, h), q.dtype if splits == 1 else jnp.float32),
-            jax.ShapeDtypeStruct((b * splits, s, n), jnp.float32),
+            jax.ShapeDtypeStruct((b * cut.splits, s, n, h), partial_dtype),
+            jax.ShapeDtypeStruct((b * cut.splits, s, n), jnp.float32),
         ),
         num_warps=sizes.num_warps,
         num_stages=sizes.num_stages,
         interpret=job.interpret,
-        name=name,
-    )(*schedule, visits.lo, visits.hi, visits.key_pos, q, k, v)
-    return (out, lse) if splits == 1 else _merge(out, lse, splits, q.dtype)
+        name=f"{job.name}_{part}",
+    )(*schedule, per_row(jnp.maximum(sight.lo, 0)), per_row(sight.hi), visits.key_pos, q, k, v)
+    return (out, lse) if cut.splits == 1 else _merge(out, lse, cut.splits, q.dtype)
+
+
+def _specs(cut, schedule, k_shape):
+    """What each program sees of the inputs and outputs."""
+    _, t, _, h = k_shape
+
+    def spec(block, index, *, per_split=False):
+        def place(i, head, z):
+            row = z if per_split else jax.lax.div(z, cut.splits)
+            return row, *index(_tile(i, cut), head)
+
+        return pl.BlockSpec((None, *block), place)
+
+    query = (cut.rows, None, h), lambda tile, head: (tile, head, 0)
+    stats = (cut.rows, None), lambda tile, head: (tile, head)
+    limit = spec((cut.rows,), lambda tile, head: (tile,))
+    keys = spec((t, None, h), lambda tile, head: (0, jax.lax.div(head, cut.group), 0))
+    lists = [spec((None, x.shape[2]), lambda tile, head: (tile, 0)) for x in schedule]
+    key_pos = spec((t,), lambda tile, head: (0,))
+    in_specs = [*lists, limit, limit, key_pos, spec(*query), keys, keys]
+    return in_specs, (spec(*query, per_split=True), spec(*stats, per_split=True))
+
+
+def _tile(i, cut):
+    """The tile of program i: the last first, which see the most keys where attention is causal."""
+    return cut.tiles - 1 - i
 
 
 def _merge(out, lse, splits, dtype):
@@ -158,7 +184,7 @@ def _merge(out, lse, splits, dtype):
     return out.astype(dtype), jnp.where(total == 0, -jnp.inf, top + jnp.log(safe))
 
 
-def _interval_kernel(*refs, queries, keys, width, splits, scale):
+def _interval_kernel(*refs, cut, queries, keys, width, scale):
     """One tile: its rows q [m h] over its key tiles in k, v [t h]; exponents are of 2."""
     spans, *ids, lo, hi, key_pos, q, k, v, out, lse = refs
     first, whole_first, whole_last, last = (spans[i] for i in range(4))
@@ -191,8 +217,9 @@ def _interval_kernel(*refs, queries, keys, width, splits, scale):
 
     state = jnp.full(m, -jnp.inf), jnp.zeros(m), jnp.zeros((m, width))
     for total, step in ((wholes, whole), (last - first - wholes, part)):
-        state = jax.lax.fori_loop(*_share(total, splits), step, state)
-    _store(state, live, queries, out, lse)
+        state = jax.lax.fori_loop(*_share(total, cut.splits), step, state)
+    exists = _tile(pl.program_id(0), cut) * m + jnp.arange(m) < queries
+    _store(state, live, exists, out, lse)
 
 
 def _load(ref, at, see, width):
@@ -230,14 +257,12 @@ def _add(state, logits, values):
     return new_top, total * decay + weights.sum(1), acc
 
 
-def _store(state, live, queries, out, lse):
+def _store(state, live, exists, out, lse):
     """Writes the rows that exist; 0 and -inf where a query sees nothing."""
     top, total, acc = state
-    m, width = acc.shape
+    width = acc.shape[1]
     some = live & (total != 0)
     safe = jnp.where(some, total, 1.0)
-    begin = (pl.num_programs(0) - 1 - pl.program_id(0)) * m
-    exists = begin + jnp.arange(m) < queries
     value = jnp.where(some[:, None], acc / safe[:, None], 0.0).astype(out.dtype)
     inside = exists[:, None] & (jnp.arange(width) < out.shape[1])[None]
     plgpu.store(out.at[:, pl.ds(0, width)], value, mask=inside)

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 _FAR = jnp.iinfo(jnp.int32).max
+_FEW = 64  # queries that are compared with every key directly
 
 
 @jax.tree_util.register_dataclass
@@ -20,36 +21,34 @@ class Visits:
     """The tiles of keys at places first .. last - 1; those at whole_first .. whole_last - 1 whole.
 
     Attributes:
-      lo: i32[b tiles*rows] first position that each query sees.
-      hi: i32[b tiles*rows] one past the last position; a query with hi <= lo, as those that fill
-        the last tile, sees nothing.
       key_pos: i32[b t] position of each key, -1 for one that no query sees.
       spans: i32[b tiles 4] first, whole_first, whole_last, last.
       ids: i32[b tiles c] the tile at each place; None: a place is the number of a tile.
     """
 
-    lo: jax.Array
-    hi: jax.Array
     key_pos: jax.Array
     spans: jax.Array
     ids: jax.Array | None
 
     @classmethod
-    def plan(cls, sight, keys_in_all: int, *, rows: int, keys: int) -> "Visits":
-        """Plans tiles of `rows` queries and `keys` keys for a `Sight` without blocks."""
-        lo = jnp.maximum(sight.lo, 0)
+    def plan(cls, sight, t: int, *, queries: int, keys: int) -> "Visits":
+        """Plans tiles of `queries` queries and `keys` of t keys for a `Sight` without blocks."""
         if sight.key_pos is None:
-            lo, hi = jnp.minimum(lo, keys_in_all), jnp.minimum(sight.hi, keys_in_all)
-            key_pos = _seen_by_index(lo, hi, keys_in_all)
+            lo, hi = (jnp.clip(x, 0, t) for x in (sight.lo, sight.hi))
+            key_pos = jnp.broadcast_to(jnp.arange(t, dtype=jnp.int32), (lo.shape[0], t))
         else:
-            hi = sight.hi
-            key_pos = _seen_by_position(lo, hi, sight.key_pos)
-        fill = ((0, 0), (0, -lo.shape[1] % rows))
-        lo, hi = jnp.pad(lo, fill), jnp.pad(hi, fill)
-        bounds = _Bounds.of(lo, hi, rows)
+            lo, hi, key_pos = jnp.maximum(sight.lo, 0), sight.hi, sight.key_pos
+        if lo.shape[1] <= _FEW:
+            seen = _seen_directly(lo, hi, key_pos)
+        elif sight.key_pos is None:
+            seen = _seen_by_index(lo, hi, t)
+        else:
+            seen = _seen_by_position(lo, hi, key_pos)
+        key_pos = jnp.where(seen, key_pos, -1)
+        bounds = _Bounds.of(lo, hi, queries)
         if sight.key_pos is None:
-            return cls(lo, hi, key_pos, _ranges(bounds, keys), None)
-        return cls(lo, hi, key_pos, *_lists(bounds, key_pos, keys))
+            return cls(key_pos, _ranges(bounds, keys), None)
+        return cls(key_pos, *_lists(bounds, key_pos, keys))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,8 +62,9 @@ class _Bounds:
     live: jax.Array  # bool: whether there is one
 
     @classmethod
-    def of(cls, lo, hi, rows):
-        lo, hi = (x.reshape(x.shape[0], -1, rows) for x in (lo, hi))
+    def of(cls, lo, hi, queries):
+        fill = ((0, 0), (0, -lo.shape[1] % queries))
+        lo, hi = (jnp.pad(x, fill).reshape(x.shape[0], -1, queries) for x in (lo, hi))
         live = hi > lo
         least = [jnp.where(live, x, _FAR).min(-1) for x in (lo, hi)]
         greatest = [jnp.where(live, x, 0).max(-1) for x in (lo, hi)]
@@ -109,21 +109,24 @@ def _lists(bounds, key_pos, keys):
     return spans, ids.reshape(slot.shape)
 
 
+def _seen_directly(lo, hi, key_pos):
+    """bool[b t]: which keys a query sees, by comparing all."""
+    see = (lo[..., None] <= key_pos[:, None]) & (key_pos[:, None] < hi[..., None])
+    return see.any(1)
+
+
 def _seen_by_index(lo, hi, t):
-    """i32[b t]: the index of a key that a query sees, else -1."""
+    """bool[b t] where positions are indices: more queries have begun to see than have ended."""
     row = jnp.arange(lo.shape[0])[:, None]
     one = (hi > lo).astype(jnp.int32)
-    edges = jnp.zeros((lo.shape[0], t + 1), jnp.int32)
-    edges = edges.at[row, lo].add(one).at[row, jnp.maximum(hi, 0)].add(-one)
-    return jnp.where(jnp.cumsum(edges, axis=1)[:, :t] > 0, jnp.arange(t, dtype=jnp.int32), -1)
+    ends = jnp.concatenate([lo, hi], axis=1), jnp.concatenate([one, -one], axis=1)
+    edges = jnp.zeros((lo.shape[0], t + 1), jnp.int32).at[row, ends[0]].add(ends[1])
+    return jnp.cumsum(edges, axis=1)[:, :t] > 0
 
 
 def _seen_by_position(lo, hi, key_pos):
-    """i32[b t]: the position of a key that a query sees, else -1.
-
-    More queries have begun to see at or before its position than have ended.
-    """
+    """bool[b t] for any positions: at or before it, more queries have begun than have ended."""
     live = hi > lo
     begins, ends = (jnp.sort(jnp.where(live, x, _FAR), axis=1) for x in (lo, hi))
     upto = jax.vmap(lambda x, pos: jnp.searchsorted(x, pos, side="right", method="scan_unrolled"))
-    return jnp.where((key_pos >= 0) & (upto(begins, key_pos) > upto(ends, key_pos)), key_pos, -1)
+    return upto(begins, key_pos) > upto(ends, key_pos)
