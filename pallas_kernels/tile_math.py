@@ -3,6 +3,8 @@
 import jax
 import jax.numpy as jnp
 
+LOG2E = 1.4426950408889634  # kernels take exponents of 2: exp(x) is exp2(x LOG2E)
+
 
 def product(x, y, x_axis, y_axis):
     """Matrix product over one axis of each, accumulated in float32."""
@@ -44,3 +46,20 @@ def mask(logits, see, axis):
 def seen(keys, see):
     """Zeros keys [t h] that no query of the tile sees: 0 x NaN must not enter a product."""
     return jnp.where(see.any(0)[:, None], keys, 0)
+
+
+def add_keys(state, logits, values):
+    """One step of a softmax in base 2: adds keys to (maximum, sum of weights, weighted sum).
+
+    Args:
+      state: of the keys before, f32[m], f32[m] and f32[m h]; -inf, 0 and 0 at first.
+      logits: f32[m t], times LOG2E; -inf where a row does not see a key.
+      values: float[t h]; the weights are rounded to its dtype before they multiply it.
+    """
+    top, total, acc = state
+    new_top = jnp.maximum(top, logits.max(1))
+    base = finite(new_top)
+    decay = jnp.exp2(top - base)
+    weights = jnp.exp2(logits - base[:, None])
+    acc = acc * decay[:, None] + product(weights.astype(values.dtype), values, 1, 0)
+    return new_top, total * decay + weights.sum(1), acc

@@ -14,7 +14,6 @@ from pallas_kernels import compat, tile_math, tiles
 from pallas_kernels.blocks import WORD, BlockSet
 from pallas_kernels.compat import pl, plgpu
 
-LOG2E = 1.4426950408889634
 SCORE_BYTES = 32 * 2**20  # per chunk, at most; the L2 cache of an H100 is 50 MiB
 LEAST_LANES = 512  # the search is never specialised for fewer blocks
 FORCED = 0x7F800000  # infinity: ranks before every score
@@ -107,8 +106,8 @@ def _score_tile(place, reach, q, k, lse, out, *, sizes, scale):
         def add_head(i, total):
             n = head * group + i
             logits = tile_math.product(q[row, query[:, None], n, width], means, 1, 1)
-            base = tile_math.finite(lse[row, query, n]) * LOG2E
-            return total + jnp.exp2(logits * (scale * LOG2E) - base[:, None])
+            base = tile_math.finite(lse[row, query, n]) * tile_math.LOG2E
+            return total + jnp.exp2(logits * (scale * tile_math.LOG2E) - base[:, None])
 
         scores = jax.lax.fori_loop(0, group, add_head, jnp.zeros((rows, keys)))
         out[head, pl.ds(tile * rows, rows), pl.ds(part * keys, keys)] = scores

@@ -17,8 +17,6 @@ from pallas_kernels.compat import pl, plgpu
 from pallas_kernels.schedule import Sight
 from pallas_kernels.selected_attention import xla
 
-LOG2E = 1.4426950408889634
-
 
 def selected_attention(q, k, v, blocks, pos, *, scale, interpret):
     """See `api.py`."""
@@ -145,8 +143,8 @@ def _attend_tile(*refs, queries, padded, block, scale):
             keys, values = (plgpu.load(x.at[here], mask=seen, other=0) for x in (k, v))
         else:
             keys, values = (plgpu.load(x.at[here]) for x in (k, v))
-        logits = tile_math.product(rows, keys, 1, 1) * (scale * LOG2E)
-        return _add_keys(state, jnp.where(see, logits, -jnp.inf), values)
+        logits = tile_math.product(rows, keys, 1, 1) * (scale * tile_math.LOG2E)
+        return tile_math.add_keys(state, jnp.where(see, logits, -jnp.inf), values)
 
     m = queries * padded
     state = jnp.full(m, -jnp.inf), jnp.zeros(m), jnp.zeros(rows.shape)
@@ -158,19 +156,8 @@ def _attend_tile(*refs, queries, padded, block, scale):
     if gated:
         acc = _combine(acc, *gated, where, live)
     plgpu.store(_wide(out, where), acc.astype(out.dtype), mask=real[:, None])
-    value = jnp.where(total == 0, -jnp.inf, (top + jnp.log2(safe)) / LOG2E)
+    value = jnp.where(total == 0, -jnp.inf, (top + jnp.log2(safe)) / tile_math.LOG2E)
     plgpu.store(lse.at[where], value, mask=real)
-
-
-def _add_keys(state, logits, values):
-    """Adds keys to the running (maximum, sum of weights, weighted sum of values), in base 2."""
-    top, total, acc = state
-    new_top = jnp.maximum(top, logits.max(1))
-    base = tile_math.finite(new_top)
-    decay = jnp.exp2(top - base)
-    weights = jnp.exp2(logits - base[:, None])
-    acc = acc * decay[:, None] + tile_math.product(weights.astype(values.dtype), values, 1, 0)
-    return new_top, total * decay + weights.sum(1), acc
 
 
 def _combine(selected, gates, compressed, window, where, live):
