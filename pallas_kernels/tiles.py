@@ -19,8 +19,9 @@ class TileParams:
     """The sizes of one kernel.
 
     Attributes:
-      rows: rows of a program's tile: queries of one head; in `selected_attention` and
-        `decode_attention` queries times the padded heads of a group; in `top_blocks` score rows.
+      rows: rows of a program's tile: queries of one head; in `selected_attention` queries times the
+        padded heads of a group; in `decode_attention` queries times heads, at most; in
+        `top_blocks` score rows.
       keys: keys, or block means, per step. In `selected_attention` the block size takes its place;
         in `top_blocks` rows of more or fewer blocks make a program of fewer or more rows.
       num_warps: warps of 32 threads per program.
@@ -39,7 +40,7 @@ _HALF = {  # bfloat16 and float16: head width -> kernel -> sizes
         "compressed_attention": TileParams(128, 64, num_warps=8, num_stages=3),
         "window_attention": TileParams(128, 64, num_warps=8, num_stages=3),
         "interval_attention": TileParams(64, 64, num_warps=4, num_stages=2),
-        "decode_attention": TileParams(16, 64, num_warps=4, num_stages=3),
+        "decode_attention": TileParams(64, 64, num_warps=4, num_stages=3),
         "block_scores": TileParams(128, 64, num_warps=8, num_stages=2),
         "top_blocks": TileParams(4, 2048, num_warps=4, num_stages=1),
         "selected_attention": TileParams(128, 64, num_warps=8, num_stages=2),
@@ -53,7 +54,7 @@ _HALF[64] = _HALF[128] | {
 # True float32 products run on the ordinary units, whose operands all sit in registers.
 _FLOAT32 = {
     128: {
-        "dense_attention": TileParams(32, 64, num_warps=16, num_stages=2),
+        "dense_attention": TileParams(16, 64, num_warps=8, num_stages=2),
         "compressed_attention": TileParams(32, 64, num_warps=16, num_stages=2),
         "window_attention": TileParams(32, 64, num_warps=16, num_stages=2),
         "interval_attention": TileParams(32, 64, num_warps=16, num_stages=2),

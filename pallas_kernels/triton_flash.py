@@ -20,7 +20,6 @@ from pallas_kernels.visits import Visits
 
 LOG2E = 1.4426950408889634
 LEAST_ROWS = 16  # of a matrix product
-MOST_PACKED = 64  # queries x heads that become the rows of one tile
 PROGRAMS = 264  # to keep a Hopper GPU busy: two for each of its 132 multiprocessors
 LEAST_VISITS = 4  # key tiles that are worth a program of their own
 
@@ -63,7 +62,7 @@ def attend(q, k, v, sight, job):
     b, s, n, h = q.shape
     heads = k.shape[2]
     group = n // heads
-    if group == 1 or s * group > MOST_PACKED:
+    if group == 1 or s * group > _sizes("decode_attention", q).rows:
         return _launch(q, k, v, sight, "fwd", job)
     packed = jnp.swapaxes(q.reshape(b, s, heads, group, h), 2, 3).reshape(b, -1, heads, h)
     out, lse = _launch(packed, k, v, sight, "decode", job)
@@ -105,11 +104,8 @@ def _launch(q, k, v, sight, part, job):
     b, s, n, h = q.shape
     t, heads = k.shape[1:3]
     queries = sight.lo.shape[1]
-    kind = "decode_attention" if part == "decode" else job.name
-    width = pl.next_power_of_2(h)
-    sizes = tiles.pick(kind, compat.device_kind(), q.dtype, width)
-    rows = max(pl.next_power_of_2(s), LEAST_ROWS)
-    rows = rows if part == "decode" else min(rows, sizes.rows)
+    sizes = _sizes("decode_attention" if part == "decode" else job.name, q)
+    rows = min(max(pl.next_power_of_2(s), LEAST_ROWS), sizes.rows)
     count = -(-s // rows)
     reach = t if job.reach is None else min(job.reach + rows, t)
     splits = min(PROGRAMS // (count * n * b), reach // (sizes.keys * LEAST_VISITS))
@@ -129,7 +125,7 @@ def _launch(q, k, v, sight, part, job):
             cut=cut,
             queries=s,
             keys=sizes.keys,
-            width=width,
+            width=pl.next_power_of_2(h),
             scale=job.scale * LOG2E,
         ),
         grid=(count, n, b * cut.splits),
@@ -145,6 +141,10 @@ def _launch(q, k, v, sight, part, job):
         name=f"{job.name}_{part}",
     )(*schedule, per_row(jnp.maximum(sight.lo, 0)), per_row(sight.hi), visits.key_pos, q, k, v)
     return (out, lse) if cut.splits == 1 else _merge(out, lse, cut.splits, q.dtype)
+
+
+def _sizes(kernel, q):
+    return tiles.pick(kernel, compat.device_kind(), q.dtype, pl.next_power_of_2(q.shape[3]))
 
 
 def _specs(cut, schedule, k_shape):
