@@ -1,119 +1,104 @@
-"""Times `xla` native sparse attention against chunked dense attention on this machine.
+"""Times native sparse attention against dense attention on this machine.
 
-    python benchmarks/attention.py --backward --out=FILE.json
+    python benchmarks/attention.py --backward --out=FILE.json [--peers=PYTHON]
 
-Both run in one process, in turns, on the same inputs, after both were compared with their
-references at a small size. Prints a table; writes FILE.json and, beside it, FILE.png.
+Everything runs in one process, in turns, on the same inputs, after it was compared with its
+reference at a small size. On a CPU: `xla` sparse attention and `xla` dense attention. On a GPU:
+`triton` sparse attention, its parts, and decoding, against cuDNN's dense attention; with --peers,
+that Python then times public kernels on the same card (see peers.py). Prints a table; writes
+FILE.json and, beside it, FILE.png.
 """
 
 import argparse
-import collections
+import dataclasses
 import functools
 import json
-import os
 import pathlib
 import platform
-import time
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from matplotlib.figure import Figure
 
-from pallas_kernels import NSASpec, dense_attention, nsa_attention, nsa_blocks
-from pallas_kernels.schedule import Cut
-from pallas_kernels.selected_attention.xla import tiles
+from benchmarks import programs, roofline, sibling, table
+from benchmarks.device import device_name, gpu_state
+from benchmarks.inputs import BLOCK_SIZE, INPUTS, WINDOW_SIZE
+from benchmarks.timing import take_turns
+from pallas_kernels import NSASpec
 
-HEADS, KV_HEADS, WIDTH = 28, 4, 128  # Qwen2.5-VL-7B
-SPEC = NSASpec(block_size=64, block_count=32, window_size=256)
-FRAME = 64  # tokens per frame pair: one block
-LIMIT = 1e-5  # relative error against the reference
-
-
-def video_inputs(tokens, *, seed=0, dtype=jnp.float32):
-    """q, k, v, gates, dout whose selections drift as those of a video do.
-
-    Every frame has a content per KV head and an interest per query head. Both are random walks over
-    frames: a step keeps 0.98 of the last value. A key is 0.7 content and 0.3 token noise by
-    variance. A query, of standard deviation 2, is 0.1 its frame's content, 0.75 interest and 0.15
-    token noise. So queries of one frame want nearly the same blocks, frames want gradually others,
-    and recent blocks are only somewhat likelier than old ones.
-    """
-    rng = np.random.default_rng(seed)
-
-    def normal(*shape):
-        return rng.standard_normal(shape, np.float32)
-
-    frame = np.arange(tokens) // FRAME
-
-    def walk(heads, keep=0.98):
-        steps = normal(frame[-1] + 1, heads, WIDTH)
-        for i in range(1, len(steps)):
-            steps[i] = keep * steps[i - 1] + np.sqrt(1 - keep**2) * steps[i]
-        return steps
-
-    def mix(**parts):
-        return sum(np.sqrt(np.float32(share)) * part for share, part in parts.values())
-
-    content, interest = walk(KV_HEADS), walk(HEADS)
-    k = mix(content=(0.7, content[frame]), noise=(0.3, normal(tokens, KV_HEADS, WIDTH)))
-    q = 2 * mix(
-        content=(0.1, np.repeat(content, HEADS // KV_HEADS, axis=1)[frame]),
-        interest=(0.75, interest[frame]),
-        noise=(0.15, normal(tokens, HEADS, WIDTH)),
-    )
-    v, dout = normal(tokens, KV_HEADS, WIDTH), normal(tokens, HEADS, WIDTH)
-    gates = 1 / (1 + np.exp(-normal(tokens, HEADS, 3)))
-    return tuple(jnp.asarray(x[None], dtype) for x in (q, k, v, gates, dout))
+LIMITS = {"float32": 1e-5, "float16": 2e-3, "bfloat16": 1e-2}  # relative errors
+CHECKED = 1000  # tokens
+FEW = NSASpec(BLOCK_SIZE, 4, WINDOW_SIZE)  # leaves a choice at that length
+WITH_UNION = ("nsa", "selected_attention")
 
 
-def nsa(q, k, v, gates, *, spec=SPEC, implementation="xla"):
-    return nsa_attention(q, k, v, gates, spec=spec, implementation=implementation)
+@dataclasses.dataclass(frozen=True)
+class Machine:
+    """What is run on a kind of device, by default."""
+
+    implementation: str
+    tokens: str
+    dtype: str
+    checked: tuple[str, ...]  # dtypes compared with the references
+    sources: tuple[str, ...]  # inputs
+    programs: Callable
+    roof: Callable
 
 
-def dense(q, k, v, gates, *, implementation="xla"):
-    del gates
-    pos = jnp.arange(q.shape[1], dtype=jnp.int32)[None]
-    return dense_attention(
-        q, k, v, start=0 * pos, query_pos=pos, key_pos=pos, implementation=implementation
-    )
+MACHINES = {
+    "cpu": Machine(
+        implementation="xla",
+        tokens="4096,8192,16384,32768",
+        dtype="float32",
+        checked=("float32",),
+        sources=("video",),
+        programs=programs.cpu_programs,
+        roof=roofline.cpu_roof,
+    ),
+    "gpu": Machine(
+        implementation="triton",
+        tokens="8192,16384,32768,65536,131072",
+        dtype="bfloat16",
+        checked=("float32", "bfloat16"),
+        sources=tuple(INPUTS),
+        programs=programs.gpu_programs,
+        roof=roofline.gpu_roof,
+    ),
+}
 
 
-def forward(op):
-    return lambda *arrays: op(*arrays[:4])
-
-
-def forward_backward(op):
-    """-> the output and the gradients of all inputs, so that nothing can be left out."""
-
-    def run(*arrays):
-        out, vjp = jax.vjp(op, *arrays[:4])
-        return out, vjp(arrays[4])
-
-    return run
-
-
-PHASES = {"forward": forward, "forward+backward": forward_backward}
-
-
-def check():
+def check(implementation, dtype):
     """Raises ValueError if an operation or a gradient is off its reference."""
-    arrays = video_inputs(1000)
-    few = {"spec": NSASpec(block_size=64, block_count=4, window_size=256)}  # leaves a choice
-    for op in (functools.partial(nsa, **few), dense):
-        got = jax.jit(forward_backward(op))(*arrays)
-        want = jax.jit(forward_backward(functools.partial(op, implementation="reference")))(*arrays)
-        for ours, theirs in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
-            error = float(jnp.linalg.norm(ours - theirs) / (jnp.linalg.norm(theirs) + 1e-30))
-            if not error <= LIMIT:
-                raise ValueError(f"error {error:.1e} against the reference is above {LIMIT:.0e}")
+    arrays = tuple(jnp.asarray(x, dtype) for x in INPUTS["video"](CHECKED))
+    for op in (functools.partial(programs.nsa, spec=FEW), programs.dense):
+        ours, theirs = (
+            jax.jit(programs.forward_backward(functools.partial(op, implementation=name)))(*arrays)
+            for name in (implementation, "reference")
+        )
+        for got, want in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+            got, want = (np.asarray(x, np.float32) for x in (got, want))
+            error = float(np.linalg.norm(got - want) / (np.linalg.norm(want) + 1e-30))
+            if not error <= LIMITS[dtype]:
+                raise ValueError(
+                    f"{implementation} in {dtype}: error {error:.1e} against the reference is "
+                    f"above {LIMITS[dtype]:.0e}"
+                )
 
 
-def selection(arrays):
-    """Blocks per query and KV head: mean chosen, mean in the union of one tile of `xla`."""
-    q, k = arrays[:2]
-    bits = jax.jit(functools.partial(nsa_blocks, spec=SPEC, implementation="xla"))(q, k).bits
-    queries = Cut(q.shape, k.shape, tiles(SPEC.block_size)).queries
+def check_repeats(dtype):
+    """Raises ValueError if two runs of Triton's sparse attention differ in any bit."""
+    arrays = tuple(jnp.asarray(x, dtype) for x in INPUTS["random"](CHECKED)[:4])
+    run = jax.jit(functools.partial(programs.nsa, spec=FEW, implementation="triton"))
+    if not np.array_equal(run(*arrays), run(*arrays)):
+        raise ValueError(f"two runs of triton in {dtype} differ")
+
+
+def selection(source, tokens, args, implementation):
+    """Blocks per query and KV head: mean chosen, mean in the union of one tile of queries."""
+    arrays = programs.inputs(source, tokens, args)
+    bits = programs.chosen_blocks(arrays, implementation).bits
+    queries = programs.queries_per_tile(arrays, implementation)
     whole = bits[:, : bits.shape[1] // queries * queries]
     union = jax.lax.reduce(
         whole.reshape(1, -1, queries, *bits.shape[2:]), jnp.uint32(0), jax.lax.bitwise_or, (2,)
@@ -124,159 +109,99 @@ def selection(arrays):
     )
 
 
-def useful_flops(what, tokens, chosen):
-    """Floating-point operations of the visible query-key pairs alone, forward."""
-    t = np.arange(tokens)
-    if what == "dense":
-        keys = t + 1.0
-    else:
-        compressed, window = (t + 1) // SPEC.block_size, np.minimum(t + 1, SPEC.window_size)
-        keys = compressed + window + chosen * SPEC.block_size - SPEC.block_size / 2
-    return 4.0 * WIDTH * HEADS * keys.sum()
+def rows_of(timed, selections, roof, args):
+    """One row per program.
 
-
-def matmul_rate():
-    """Floating-point operations per second of one large float32 product: the roof."""
-    x = jnp.ones((2048, 2048), jnp.float32)
-    product = jax.jit(jnp.matmul).lower(x, x).compile()
-    return 2 * 2048**3 / min(_seconds(product, (x, x)) for _ in range(10))
-
-
-def _seconds(run, arrays):
-    begin = time.perf_counter()
-    jax.block_until_ready(run(*arrays))
-    return time.perf_counter() - begin
-
-
-def compiled(tokens, phases, args):
-    """{(operation, phase): program}, and the inputs of all of them."""
-    arrays = video_inputs(tokens, seed=args.seed, dtype=args.dtype)
-    programs = {
-        (op.__name__, phase): jax.jit(PHASES[phase](op)).lower(*arrays).compile()
-        for phase in phases
-        for op in (dense, nsa)
-    }
-    return programs, arrays
-
-
-def measure(lengths, phases, args):
-    """{(operation, phase, tokens): milliseconds of each run}.
-
-    Everything takes turns, lengths too: a slow minute of the machine then touches all alike, and
-    ratios and growth factors can be trusted more than the times themselves.
+    Args:
+      timed: [(program, milliseconds of each run)].
+      selections: {(input, tokens): `selection`}.
+      roof: what the machine does at best.
+      args: of the command line.
     """
-    cases = {tokens: compiled(tokens, phases, args) for tokens in lengths}
-    times = collections.defaultdict(list)
-    begin = time.perf_counter()
-    for turn in range(args.rounds):
-        for tokens, (programs, arrays) in cases.items():
-            for what, program in programs.items():
-                times[*what, tokens].append(1e3 * _seconds(program, arrays))
-        spent = time.perf_counter() - begin
-        left = spent / (turn + 1) * (args.rounds - turn - 1)
-        print(f"round {turn + 1} of {args.rounds}: {spent:.0f} s, {left:.0f} s left", flush=True)
-    return times
-
-
-def rows_of(times, roof, args):
-    """One row per operation, phase and length."""
-    lengths = sorted({tokens for *_, tokens in times})
-    chosen = {tokens: selection(video_inputs(tokens, seed=args.seed)) for tokens in lengths}
+    medians = {(p.name, p.case): float(np.median(samples)) for p, samples in timed}
     rows = []
-    for (name, phase, tokens), samples in times.items():
-        middle = float(np.median(samples))
-        work = 3.5 if phase == "forward+backward" else 1.0  # the backward has 5 products for 2
-        flops = work * useful_flops(name, tokens, chosen[tokens][0])
+    for program, samples in timed:
+        median = medians[program.name, program.case]
+        chosen, union = selections.get((program.source, program.tokens), (0.0, None))
+        work = 3.5 if program.phase == "forward+backward" else 1.0  # the backward has 5 products
+        flops = work * program.rows * roofline.useful_flops(program.name, program.tokens, chosen)
         rows.append(
             {
-                "what": f"{name} {phase}",
-                "tokens": tokens,
-                "input": f"video, seed {args.seed}, {args.dtype}",
-                "mean_union": chosen[tokens][1] if name == "nsa" else None,
-                "ms_median": middle,
+                "what": program.what,
+                "tokens": program.tokens,
+                "input": f"{program.source}, seed {args.seed}, {args.dtype}",
+                "mean_union": union if program.name in WITH_UNION else None,
+                "ms_median": median,
                 "ms_p10": float(np.percentile(samples, 10)),
                 "ms_p90": float(np.percentile(samples, 90)),
-                "ratio_to_dense": float(np.median(times["dense", phase, tokens])) / middle,
-                "roofline_fraction": flops / (middle / 1e3 * roof),
+                "ratio_to_dense": medians[program.baseline, program.case] / median,
+                "roofline_fraction": 1e3 * roof.seconds(flops, program.moved) / median,
             }
         )
     return sorted(rows, key=lambda row: row["tokens"])
 
 
-def growth(rows, row):
-    """Time of `row` over that at half its tokens, None where that was not measured."""
-    half = [r for r in rows if r["what"] == row["what"] and 2 * r["tokens"] == row["tokens"]]
-    return row["ms_median"] / half[0]["ms_median"] if half else None
-
-
-def print_rows(rows):
-    for row in rows:
-        factor, union = growth(rows, row), row["mean_union"]
-        print(
-            f"{row['what']:24} {row['tokens']:7} {row['ms_median']:11.1f} "
-            f"{row['ms_p10']:11.1f} {row['ms_p90']:11.1f} "
-            f"{'' if factor is None else format(factor, '.2f'):>7} {row['ratio_to_dense']:9.2f} "
-            f"{row['roofline_fraction']:9.2f} {'' if union is None else format(union, '.1f'):>6}"
-        )
-
-
-def plot(rows, path):
-    figure = Figure(figsize=(6, 4), layout="constrained")
-    axes = figure.subplots()
-    for what in dict.fromkeys(row["what"] for row in rows):
-        line = [(row["tokens"], row["ms_median"] / 1e3) for row in rows if row["what"] == what]
-        dash = "--" if what.startswith("dense") else "-"
-        axes.loglog(*zip(*line, strict=True), dash, marker="o", base=2, label=what)
-    axes.set(xlabel="tokens", ylabel="seconds", title=f"{HEADS}/{KV_HEADS} heads of {WIDTH}")
-    axes.grid(alpha=0.3)
-    axes.legend()
-    figure.savefig(path, dpi=150)
-
-
-def device_name():
-    """The accelerator, or the processor and its number of cores."""
-    kind = jax.devices()[0].device_kind
-    if kind != "cpu":
-        return kind
-    info = pathlib.Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0] if names else platform.machine()}, {os.cpu_count()} cores"
+def arguments():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--backward", action="store_true", help="also time forward + backward")
+    parser.add_argument("--tokens", help="lengths, by comma; default: 4K to 32K, GPU: 8K to 128K")
+    parser.add_argument("--dtype", choices=LIMITS, help="default: float32, GPU: bfloat16")
+    parser.add_argument("--rounds", type=int, default=20, help="runs of each, taking turns")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--peers", metavar="PYTHON", help="has public kernels, see peers.py")
+    parser.add_argument("--out", type=pathlib.Path, required=True, help="FILE.json")
+    return parser.parse_args()
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--backward", action="store_true", help="also time forward + backward")
-    parser.add_argument("--tokens", default="4096,8192,16384,32768", help="lengths, by comma")
-    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
-    parser.add_argument("--rounds", type=int, default=20, help="runs of each, taking turns")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=pathlib.Path, required=True, help="FILE.json")
-    args = parser.parse_args()
+    args = arguments()
+    # First, while JAX does not hold the card's memory yet.
+    peers = sibling.run(args.peers, args.tokens or MACHINES["gpu"].tokens, args.seed)
+    name = jax.default_backend()
+    if name not in MACHINES:
+        raise SystemExit(f"nothing to time on {name!r}; devices are {sorted(MACHINES)}")
+    machine = MACHINES[name]
+    args.dtype = args.dtype or machine.dtype
+    lengths = [int(tokens) for tokens in (args.tokens or machine.tokens).split(",")]
 
-    check()
-    roof = matmul_rate()
-    device = device_name()
+    for dtype in machine.checked:
+        check(machine.implementation, dtype)
+        if machine.implementation == "triton":
+            check_repeats(dtype)
+    roof = machine.roof(args.dtype)
     print(
-        f"{device}; roof {roof / 1e9:.0f} GFLOP/s; errors against the references below {LIMIT:.0e}"
+        f"{device_name()}; roof {roof}; errors against the references below "
+        + ", ".join(f"{LIMITS[dtype]:.0e} in {dtype}" for dtype in machine.checked)
     )
-    lengths = [int(tokens) for tokens in args.tokens.split(",")]
-    rows = rows_of(measure(lengths, list(PHASES)[: 1 + args.backward], args), roof, args)
-    print(
-        f"{'what':24} {'tokens':>7} {'median ms':>11} {'p10':>11} {'p90':>11} {'growth':>7} "
-        f"{'vs dense':>9} {'roofline':>9} {'union':>6}"
-    )
-    print_rows(rows)
-    versions = {
-        "jax": jax.__version__,
-        "numpy": np.__version__,
-        "python": platform.python_version(),
+    before = gpu_state()
+    phases = programs.PHASES[: 1 + args.backward]
+    timed = [p for tokens in lengths for p in machine.programs(tokens, phases, args)]
+    timed = list(zip(timed, take_turns(timed, args.rounds), strict=True))
+    after = gpu_state()
+    selections = {
+        (source, tokens): selection(source, tokens, args, machine.implementation)
+        for source in machine.sources
+        for tokens in lengths
     }
+    rows = rows_of(timed, selections, roof, args)
+    table.print_rows(rows)
+    report = {
+        "device": device_name(),
+        "versions": {
+            "jax": jax.__version__,
+            "numpy": np.__version__,
+            "python": platform.python_version(),
+        },
+        "rows": rows,
+    }
+    if before:
+        report |= {"gpu": {"before": before, "after": after}}
+    if peers:
+        report |= {"peers": peers}
+        table.print_rows(peers["rows"])
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(
-        json.dumps({"device": device, "versions": versions, "rows": rows}, indent=1) + "\n"
-    )
-    plot(rows, args.out.with_suffix(".png"))
+    args.out.write_text(json.dumps(report, indent=1) + "\n")
+    table.plot(rows, args.out.with_suffix(".png"))
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ from benchmarks.aot import hopper
 from benchmarks.aot.cases import forward_cases
 from benchmarks.aot.prefill import prefill_case
 from benchmarks.aot.report import NotHere, Rejected
-from benchmarks.inputs import HEADS, KV_HEADS, SPEC, WIDTH
+from benchmarks.inputs import BLOCK_COUNT, BLOCK_SIZE, HEADS, KV_HEADS, WIDTH, WINDOW_SIZE
 from pallas_kernels.tiles import DTYPES, HEAD_WIDTHS
 
 TARGETS = {"h100": hopper}
@@ -86,9 +86,9 @@ def check(target, args):
             "heads": HEADS,
             "kv_heads": KV_HEADS,
             "head_width": args.head_width,
-            "block_size": SPEC.block_size,
-            "block_count": SPEC.block_count,
-            "window_size": SPEC.window_size,
+            "block_size": BLOCK_SIZE,
+            "block_count": BLOCK_COUNT,
+            "window_size": WINDOW_SIZE,
         },
         "versions": versions,
         "ok": not broken,

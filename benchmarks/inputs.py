@@ -1,16 +1,16 @@
-"""The geometry of the benchmarks, and inputs whose selections are like a video's, or worse."""
+"""The geometry of the benchmarks, and inputs whose selections are like a video's, or worse.
 
-import jax.numpy as jnp
+Imports numpy only, so that a process without JAX makes the same inputs.
+"""
+
 import numpy as np
 
-from pallas_kernels import NSASpec
-
 HEADS, KV_HEADS, WIDTH = 28, 4, 128  # Qwen2.5-VL-7B
-SPEC = NSASpec(block_size=64, block_count=32, window_size=256)
+BLOCK_SIZE, BLOCK_COUNT, WINDOW_SIZE = 64, 32, 256  # VideoNSA's
 FRAME = 64  # tokens per frame pair: one block
 
 
-def video_inputs(tokens, *, seed=0, dtype=jnp.float32):
+def video_inputs(tokens, *, seed=0):
     """q, k, v, gates, dout whose selections drift as those of a video do.
 
     Every frame has a content per KV head and an interest per query head. Both are random walks over
@@ -18,6 +18,9 @@ def video_inputs(tokens, *, seed=0, dtype=jnp.float32):
     variance. A query, of standard deviation 2, is 0.1 its frame's content, 0.75 interest and 0.15
     token noise. So queries of one frame want nearly the same blocks, frames want gradually others,
     and recent blocks are only somewhat likelier than old ones.
+
+    Returns:
+      float32 arrays [1 t heads ...].
     """
     rng = np.random.default_rng(seed)
 
@@ -42,22 +45,22 @@ def video_inputs(tokens, *, seed=0, dtype=jnp.float32):
         interest=(0.75, interest[frame]),
         noise=(0.15, normal(tokens, HEADS, WIDTH)),
     )
-    return _batched(rng, q, k, dtype)
+    return _with_others(rng, q, k)
 
 
-def random_inputs(tokens, *, seed=0, dtype=jnp.float32):
+def random_inputs(tokens, *, seed=0):
     """The same arrays of independent normal values: queries share no more blocks than by chance."""
     rng = np.random.default_rng(seed)
     q = rng.standard_normal((tokens, HEADS, WIDTH), np.float32)
     k = rng.standard_normal((tokens, KV_HEADS, WIDTH), np.float32)
-    return _batched(rng, q, k, dtype)
+    return _with_others(rng, q, k)
 
 
-def _batched(rng, q, k, dtype):
-    """Adds v, dout and gates, and the axis of one row."""
+def _with_others(rng, q, k):
+    """Adds v, gates and dout, and the axis of one row."""
     v, dout = (rng.standard_normal(x.shape, np.float32) for x in (k, q))
     gates = 1 / (1 + np.exp(-rng.standard_normal((*q.shape[:2], 3), np.float32)))
-    return tuple(jnp.asarray(x[None], dtype) for x in (q, k, v, gates, dout))
+    return tuple(x[None] for x in (q, k, v, gates, dout))
 
 
 INPUTS = {"video": video_inputs, "random": random_inputs}

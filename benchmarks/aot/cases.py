@@ -7,10 +7,10 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from benchmarks.inputs import HEADS, KV_HEADS, SPEC, WIDTH
+from benchmarks.inputs import HEADS, KV_HEADS, WIDTH
+from benchmarks.programs import RULE, SPEC
 from pallas_kernels import (
     BlockSet,
-    SelectRule,
     compressed_attention,
     dense_attention,
     nsa_attention,
@@ -21,7 +21,6 @@ from pallas_kernels import (
 from pallas_kernels.blocks import WORD
 
 TEXT = 2048  # text tokens after the video
-RULE = SelectRule(SPEC.block_count, SPEC.forced_first, SPEC.forced_local, SPEC.block_size)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,16 +13,21 @@ RECORDS = ord("r")  # type of a chunk that holds records one after the other
 
 
 def unpack(data: bytes) -> bytes:
-    """The contents of all records of the first Riegeli file in `data`, joined.
+    """The contents of all records of the first Riegeli file in `data`, and of one in these, joined.
 
     Raises:
       ValueError: there is none, or it is compressed otherwise than by Snappy.
     """
-    begin = data.find(BEGIN)
-    if begin < 0:
+    if BEGIN not in data:
         raise ValueError("the executable holds no Riegeli file; this XLA serializes differently")
-    file = data[begin:]
-    file = b"".join(file[at + BLOCK_HEADER : at + BLOCK] for at in range(0, len(file), BLOCK))
+    while BEGIN in data:
+        data = _contents(data[data.index(BEGIN) :])
+    return data
+
+
+def _contents(file):
+    blocks = (file[at + BLOCK_HEADER : at + BLOCK] for at in range(0, len(file), BLOCK))
+    file = b"".join(blocks)
     contents, at = [], 0
     while at + CHUNK_HEADER <= len(file):
         size, kind = struct.unpack_from("<8xQ8xB", file, at)
