@@ -42,15 +42,13 @@ def network_top(scores: jax.Array, own: jax.Array, count: int) -> jax.Array:
         score, block = chunk
         open_ = block <= own[..., None]
         entries = jnp.where(open_, score, 0.0), jnp.where(open_, block, -1)
-        for stage in range(1, STAGES):
-            entries = _merge(entries, stage, _alternating(stage))
-        rising = _merge(entries, STAGES, np.zeros(WIDTH, bool))
-        half = np.arange(WIDTH) < WIDTH // 2
-        both = tuple(jnp.where(half, x, y) for x, y in zip(best, rising, strict=True))
-        falling = np.ones(WIDTH, bool)
-        first = block[0] == 0
-        both = tuple(jnp.where(first, x, y) for x, y in zip(entries, both, strict=True))
-        better = _merge(both, STAGES, falling)
+        entries = _run(entries, _SORT)
+        # The first 64 have nothing to meet; later ones meet the best so far, half against half.
+        first, half = block[0] == 0, np.arange(WIDTH) < WIDTH // 2
+        rising = _run(entries, _RISE)
+        met = (jnp.where(half, x, y) for x, y in zip(best, rising, strict=True))
+        met = (jnp.where(first, x, y) for x, y in zip(entries, met, strict=True))
+        better = _run(tuple(met), _FALL)
         reached = (block[0] <= own)[..., None]
         return tuple(jnp.where(reached, x, y) for x, y in zip(better, best, strict=True)), None
 
@@ -60,24 +58,38 @@ def network_top(scores: jax.Array, own: jax.Array, count: int) -> jax.Array:
     return chosen[..., : 1 << (count - 1).bit_length()]
 
 
+def _run(entries: tuple[jax.Array, ...], steps: tuple[np.ndarray, ...]) -> tuple[jax.Array, ...]:
+    """Compares and swaps (scores, blocks) [... 64], step after step."""
+
+    def step(entries, tables):
+        partner, is_left, down = tables
+        others = tuple(x[..., partner] for x in entries)
+        mine, other = entries[0], others[0]
+        swap = jnp.where(is_left, mine > other, other > mine) ^ down
+        return tuple(jnp.where(swap, y, x) for x, y in zip(entries, others, strict=True)), None
+
+    return jax.lax.scan(step, entries, tuple(map(jnp.asarray, steps)))[0]
+
+
+def _merge(stage: int, down: np.ndarray) -> list[tuple[np.ndarray, ...]]:
+    """Steps that sort bitonic runs of 2^stage elements, downwards where `down` bool[64].
+
+    A step is, per element: its partner, whether it is the left of the two, and the direction.
+    """
+    element = np.arange(WIDTH)
+    strides = [1 << s for s in reversed(range(stage))]
+    return [(element ^ stride, element & stride == 0, down) for stride in strides]
+
+
+def _tables(steps: list[tuple[np.ndarray, ...]]) -> tuple[np.ndarray, ...]:
+    return tuple(np.stack(table) for table in zip(*steps, strict=True))
+
+
 def _alternating(stage: int) -> np.ndarray:
     """bool[64]: runs of 2^stage elements are sorted upwards and downwards in turns."""
     return (np.arange(WIDTH) >> stage) & 1 == 1
 
 
-def _merge(entries: tuple, stage: int, down: np.ndarray) -> tuple:
-    """Bitonic runs of 2^stage of (scores, blocks) [... 64] -> sorted; `down` bool[64]."""
-    for stride in (1 << s for s in reversed(range(stage))):
-        shape = (WIDTH // (2 * stride), 2, stride)
-        down_here = down.reshape(shape)[:, 0]
-        score = entries[0].reshape(*entries[0].shape[:-1], *shape)
-        swap = (score[..., 0, :] > score[..., 1, :]) ^ down_here
-        entries = tuple(_swap(x, swap, shape) for x in entries)
-    return entries
-
-
-def _swap(x: jax.Array, swap: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    pairs = x.reshape(*x.shape[:-1], *shape)
-    left, right = pairs[..., 0, :], pairs[..., 1, :]
-    swapped = [jnp.where(swap, right, left), jnp.where(swap, left, right)]
-    return jnp.stack(swapped, axis=-2).reshape(x.shape)
+_SORT = _tables([x for stage in range(1, STAGES) for x in _merge(stage, _alternating(stage))])
+_RISE = _tables(_merge(STAGES, np.zeros(WIDTH, bool)))
+_FALL = _tables(_merge(STAGES, np.ones(WIDTH, bool)))

@@ -39,19 +39,21 @@ def layer(q, k, v, gates, vis, *, block, count, window):
             out[2, t, slot] = weights @ masked[2][recent, head]
 
     scaling = lse.reshape(-1).reshape(length, slots)
-    ids = np.zeros((length, kv, 1 << (count - 1).bit_length()), int)
+    scores = np.zeros((length, kv, len(edges)))
     for t in range(length):
         for head in range(kv):
             group = slice(GROUP * head, GROUP * (head + 1))
             logits = scale * padded[t, group] @ mean_k[:, head].T - scaling[t, group, None]
-            scores = np.exp(logits).sum(0)
-            scores[t // block] = GROUP
-            scores = jnp.asarray(scores, jnp.float32)
-            ids[t, head] = network_top(scores, jnp.int32(t // block), count)
+            scores[t, head] = np.exp(logits).sum(0)
+            scores[t, head, t // block] = GROUP
+    own = np.repeat(np.arange(length)[:, None] // block, kv, axis=1)
+    ids = np.asarray(network_top(jnp.asarray(scores, jnp.float32), jnp.asarray(own), count))
+    for t in range(length):
+        for slot in range(slots):
+            head = slot // GROUP
             keys = np.flatnonzero(np.isin(np.arange(t + 1) // block, ids[t, head]))
-            for slot in range(GROUP * head, GROUP * (head + 1)):
-                weights = softmax(scale * masked[1][keys, head] @ padded[t, slot])
-                out[1, t, slot] = weights @ masked[2][keys, head]
+            weights = softmax(scale * masked[1][keys, head] @ padded[t, slot])
+            out[1, t, slot] = weights @ masked[2][keys, head]
 
     heads = [x[:, : copies * n].reshape(length, copies, n, h).mean(1) for x in out]
     sparse = sum(gates[..., i, None] * x for i, x in enumerate(heads))

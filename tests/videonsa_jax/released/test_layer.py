@@ -1,13 +1,17 @@
 """One attention layer against the released code's own output, and against a naive one."""
 
 import dataclasses
+import functools
 import pathlib
+from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy.special import erf, expit
 
+from pallas_kernels import BlockSet
 from tests.videonsa_jax.released import naive
 from videonsa_jax.attention import Places, Streams
 from videonsa_jax.config import ModelConfig, NSAConfig, TextConfig, VisionConfig
@@ -46,39 +50,46 @@ class Layer:
         return ModelConfig(text, vision, NSAConfig(*self.sizes), attention="released")
 
     def run(self, in_vision_stream, spare=0):
-        """The layer with some tokens in the vision stream, -> [L n h], `Sparse`, its `Scored`."""
-        cfg = self.cfg
+        """The layer with some tokens in the vision stream, in slots with NaN to spare."""
         parts = [np.flatnonzero(in_vision_stream), np.flatnonzero(~in_vision_stream)]
-        order = [np.pad(part, (0, spare), constant_values=-1)[None] for part in parts]
+        order = Streams(*(np.pad(x, (0, spare), constant_values=-1)[None] for x in parts))
 
         def streams(x):
             pads = [(0, spare)] + [(0, 0)] * (x.ndim - 1)
             fill = np.nan if x.dtype.kind == "f" else 0
-            return Streams(*(np.pad(x[p], pads, constant_values=fill)[None] for p in parts))
+            return Streams(*(np.pad(x[part], pads, constant_values=fill)[None] for part in parts))
 
-        q, k, v = (streams(x.astype(np.float32)) for x in (self.q, self.k, self.v))
+        qkv = [streams(x.astype(np.float32)) for x in (self.q, self.k, self.v)]
+        gates = streams(self.gates.astype(np.float32)).vision
         positions = streams(np.where(self.vis[:, None], [[1, 2, 3]], [[4, 4, 4]]))
-        joined = np.concatenate(order, axis=1)
-        layout = plan(
-            jnp.asarray(joined), jnp.asarray(positions.joined()), len(parts[0]) + spare, cfg
-        )
-        starts = [np.where(x < 0, 2**30, 0) for x in order]
-        places = Places(None, Streams(*order), Streams(*starts), None, jnp.asarray(joined), layout)
-        out = attend(
-            q,
-            k,
-            v,
-            context=(k.joined(), v.joined()),
-            gates=streams(self.gates.astype(np.float32)).vision,
-            places=places,
-            cfg=cfg,
-            implementation="xla",
-        )
+        out, blocks, text, vision = _layer(*qkv, gates, order, positions, self.cfg)
         result = np.zeros_like(self.q)
         for part, stream in zip(parts, out, strict=True):
             result[part] = stream[0, : len(part)]
-        sparse = Sparse(sparse_keys(k, v, layout, cfg), layout, cfg, "xla")
-        return result, sparse, sparse.score(jnp.asarray(q.vision))
+        return Result(result, blocks, text[0], vision[0])
+
+
+class Result(NamedTuple):
+    """What the layer gives, and its parts."""
+
+    out: np.ndarray  # [L n h] in sequence order
+    blocks: BlockSet  # of the vision stream
+    sparse_text: np.ndarray  # [. n h] sparse part of the text stream, by closed forms
+    sparse_vision: np.ndarray  # [. n h] that of the vision stream
+
+
+@functools.partial(jax.jit, static_argnums=6)
+def _layer(q, k, v, gates, order, positions, cfg):
+    joined = order.joined()
+    layout = plan(joined, positions.joined(), order.vision.shape[1], cfg)
+    starts = Streams(*(jnp.where(x < 0, 2**30, 0) for x in order))
+    places = Places(None, order, starts, None, joined, layout)
+    context = (k.joined(), v.joined())
+    how = {"cfg": cfg, "implementation": "xla"}
+    out = attend(q, k, v, context=context, gates=gates, places=places, **how)
+    sparse = Sparse(sparse_keys(k, v, layout, cfg), layout, **how)
+    scored = sparse.score(q.vision)
+    return out, scored.blocks, sparse.text(scored), sparse.vision(scored, gates)
 
 
 def released_layer():
@@ -123,9 +134,9 @@ def test_equals_the_released_code(stream):
     elif stream == "every token but one":
         in_vision[1:] = True
         in_vision[0] = False
-    got, _, scored = layer.run(in_vision)
-    assert np.abs(got - attn).max() <= AGREES
-    blocks = members(scored.blocks, -(-len(attn) // layer.sizes[0]))
+    got = layer.run(in_vision)
+    assert np.abs(got.out - attn).max() <= AGREES
+    blocks = members(got.blocks, -(-len(attn) // layer.sizes[0]))
     assert blocks == [chosen for chosen, here in zip(sets(ids), in_vision, strict=True) if here]
 
 
@@ -161,9 +172,9 @@ def test_equals_the_naive_layer(length, heads, kv, sizes):
         count=count,
         window=window,
     )
-    got, _, scored = layer.run(layer.vis, spare=5)
-    assert np.abs(got - want).max() <= 10 * AGREES  # logits of 8 wide heads are larger
-    blocks = members(scored.blocks, -(-length // block))[: layer.vis.sum()]
+    got = layer.run(layer.vis, spare=5)
+    assert np.abs(got.out - want).max() <= 10 * AGREES  # logits of 8 wide heads are larger
+    blocks = members(got.blocks, -(-length // block))[: layer.vis.sum()]
     assert blocks == [chosen for chosen, here in zip(sets(ids), layer.vis, strict=True) if here]
 
 
@@ -172,9 +183,7 @@ def test_closed_forms_equal_the_general_way():
     layer = random_layer(200, 28, 4, (16, 4, 24), seed=1)
     in_vision = np.ones(len(layer.vis), bool)
     in_vision[0] = False
-    _, sparse, scored = layer.run(in_vision)
-    general = sparse.vision(scored, jnp.asarray(layer.gates[1:], jnp.float32)[None])[0]
-    _, sparse, scored = layer.run(layer.vis)
-    closed = sparse.text(scored)[0]
+    general = layer.run(in_vision).sparse_vision
+    closed = layer.run(layer.vis).sparse_text
     text = np.flatnonzero(~layer.vis)
     np.testing.assert_allclose(closed[text > 0], general[text[text > 0] - 1], atol=AGREES, rtol=0)

@@ -1,6 +1,7 @@
 """`released` as a mode of the model: its switches, padding, decoding, training."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -26,59 +27,73 @@ def with_switches(**switches):
     return dataclasses.replace(RELEASED, released=dataclasses.replace(ReleasedConfig(), **switches))
 
 
-def text_logits(cfg, prompts, *, spare=0, rows=None):
-    """Logits of the text tokens of each prompt, one per row."""
-    model = small_models.build(cfg, small_models.random_params(RELEASED, seed=0))
-    samples = small_models.samples(small_models.inputs(prompts, cfg, padding="right", seed=0), cfg)
+def prompts_of(cfg, *prompts):
+    """One sample per prompt."""
+    return small_models.samples(small_models.inputs(prompts, cfg, padding="right", seed=0), cfg)
+
+
+def logits_of(cfg, samples, *, spare=0):
+    """Logits of the text tokens of each sample, one per row."""
+    graphdef, _ = small_models.abstract_params(cfg)
     batch = small_models.batch([[sample] for sample in samples], cfg, spare=spare)
-    hidden, _ = model(batch)
-    logits = model.logits(hidden)
+
+    @jax.jit
+    def run(params, batch):
+        model = nnx.merge(graphdef, params)
+        return model.logits(model(batch)[0])
+
+    logits = run(small_models.random_params(RELEASED, seed=0), batch)
     return [row[order >= 0] for row, order in zip(logits, batch.text_order, strict=True)]
+
+
+@functools.cache
+def as_released():
+    """Logits of the prompt with all switches on."""
+    return logits_of(RELEASED, prompts_of(RELEASED, PROMPT))[0]
 
 
 def test_with_all_switches_off_it_is_the_paper():
     off = dataclasses.replace(RELEASED, released=ALL_OFF)
     paper = dataclasses.replace(RELEASED, attention="paper")
-    assert_close("logits", text_logits(off, [PROMPT])[0], text_logits(paper, [PROMPT])[0])
+    got, want = (logits_of(cfg, prompts_of(cfg, PROMPT))[0] for cfg in (off, paper))
+    assert_close("logits", got, want)
 
 
 @pytest.mark.parametrize("switch", SWITCHES)
 def test_each_switch_changes_the_output(switch):
-    got = text_logits(with_switches(**{switch: False}), [PROMPT])[0]
+    cfg = with_switches(**{switch: False})
+    got = logits_of(cfg, prompts_of(cfg, PROMPT))[0]
     assert np.isfinite(got).all()
-    assert np.abs(got - text_logits(RELEASED, [PROMPT])[0]).max() > 1e-3
+    assert np.abs(got - as_released()).max() > 1e-3
 
 
 def test_text_alone_is_stock_qwen():
     dense = dataclasses.replace(RELEASED, attention="dense")
-    np.testing.assert_array_equal(text_logits(RELEASED, [[9]])[0], text_logits(dense, [[9]])[0])
+    got, want = (logits_of(cfg, prompts_of(cfg, [9]))[0] for cfg in (RELEASED, dense))
+    np.testing.assert_array_equal(got, want)
 
 
 def test_text_beside_a_video_is_stock_qwen():
     """In a batch with vision a row of text alone goes the mixed way; its sparse terms are zero."""
     dense = dataclasses.replace(RELEASED, attention="dense")
-    assert_close(
-        "logits", text_logits(RELEASED, [PROMPT, [9]])[1], text_logits(dense, [PROMPT, [9]])[1]
-    )
+    got, want = (logits_of(cfg, prompts_of(cfg, PROMPT, [9]))[1] for cfg in (RELEASED, dense))
+    assert_close("logits", got, want)
 
 
 @pytest.mark.parametrize("switches", [{}, {"text_as_zeros": False}, {"absolute_blocks": False}])
 def test_padding_and_neighbours_change_nothing(switches):
     cfg = with_switches(**switches)
-    other = [3, Vision((2, 4, 8), seconds=2.0), 9]
-    alone = [text_logits(cfg, [prompt])[0] for prompt in (PROMPT, other)]
-    # Rows are drawn one after the other, so the first of two is what it is alone.
-    together = text_logits(cfg, [PROMPT, other], spare=7)
-    assert_close("logits", together[0], alone[0])
-    assert together[1].shape == alone[1].shape
+    samples = prompts_of(cfg, PROMPT, [3, Vision((2, 4, 8), seconds=2.0), 9])
+    together = logits_of(cfg, samples, spare=7)
+    for sample, got in zip(samples, together, strict=True):
+        assert_close("logits", got, logits_of(cfg, [sample])[0])
 
 
 def test_decoding_is_dense_over_the_cache():
     params = small_models.random_params(RELEASED, seed=0)
     dense = small_models.build(dataclasses.replace(RELEASED, attention="dense"), params)
     model = small_models.build(RELEASED, params)
-    arrays = small_models.inputs([PROMPT], RELEASED, padding="right", seed=0)
-    batch = small_models.batch([small_models.samples(arrays, RELEASED)], RELEASED)
+    batch = small_models.batch([prompts_of(RELEASED, PROMPT)], RELEASED)
     _, cache = generate.prefill(model, batch, 1)
     token = jnp.array([7], jnp.int32)
     np.testing.assert_array_equal(
@@ -89,8 +104,7 @@ def test_decoding_is_dense_over_the_cache():
 def test_every_parameter_is_trained():
     params = small_models.random_params(RELEASED, seed=0)
     graphdef, _ = small_models.abstract_params(RELEASED)
-    arrays = small_models.inputs([PROMPT], RELEASED, padding="right", seed=0)
-    batch = small_models.batch([small_models.samples(arrays, RELEASED)], RELEASED)
+    batch = small_models.batch([prompts_of(RELEASED, PROMPT)], RELEASED)
 
     def loss(params):
         model = nnx.merge(graphdef, params)
