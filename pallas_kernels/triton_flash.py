@@ -18,7 +18,6 @@ from pallas_kernels.compat import pl, plgpu
 from pallas_kernels.schedule import Tiles
 from pallas_kernels.visits import Visits
 
-LOG2E = 1.4426950408889634
 LEAST_ROWS = 16  # of a matrix product
 PROGRAMS = 264  # to keep a Hopper GPU busy: two for each of its 132 multiprocessors
 LEAST_VISITS = 4  # key tiles that are worth a program of their own
@@ -125,8 +124,8 @@ def _launch(q, k, v, sight, part, job):
             cut=cut,
             queries=s,
             keys=sizes.keys,
-            width=pl.next_power_of_2(h),
-            scale=job.scale * LOG2E,
+            width=h,
+            scale=job.scale * tile_math.LOG2E,
         ),
         grid=(count, n, b * cut.splits),
         in_specs=in_specs,
@@ -148,8 +147,8 @@ def _sizes(kernel, q):
 
 
 def _specs(cut, schedule, k_shape):
-    """What each program sees of the inputs and outputs."""
-    _, t, _, h = k_shape
+    """What each program sees of the inputs and outputs: heads filled up to a power of two."""
+    t, wide = k_shape[1], pl.next_power_of_2(k_shape[3])
 
     def spec(block, index, *, per_split=False):
         def place(i, head, z):
@@ -158,10 +157,10 @@ def _specs(cut, schedule, k_shape):
 
         return pl.BlockSpec((None, *block), place)
 
-    query = (cut.rows, None, h), lambda tile, head: (tile, head, 0)
+    query = (cut.rows, None, wide), lambda tile, head: (tile, head, 0)
     stats = (cut.rows, None), lambda tile, head: (tile, head)
     limit = spec((cut.rows,), lambda tile, head: (tile,))
-    keys = spec((t, None, h), lambda tile, head: (0, jax.lax.div(head, cut.group), 0))
+    keys = spec((t, None, wide), lambda tile, head: (0, jax.lax.div(head, cut.group), 0))
     lists = [spec((None, x.shape[2]), lambda tile, head: (tile, 0)) for x in schedule]
     key_pos = spec((t,), lambda tile, head: (0,))
     in_specs = [*lists, limit, limit, key_pos, spec(*query), keys, keys]
@@ -185,7 +184,10 @@ def _merge(out, lse, splits, dtype):
 
 
 def _interval_kernel(*refs, cut, queries, keys, width, scale):
-    """One tile: its rows q [m h] over its key tiles in k, v [t h]; exponents are of 2."""
+    """One tile: its rows q [m wide] over its key tiles in k, v [t wide]; exponents are of 2.
+
+    Of the columns `width` exist, of the rows those of `queries` queries.
+    """
     spans, *ids, lo, hi, key_pos, q, k, v, out, lse = refs
     first, whole_first, whole_last, last = (spans[i] for i in range(4))
     wholes = whole_last - whole_first
@@ -201,7 +203,7 @@ def _interval_kernel(*refs, cut, queries, keys, width, scale):
         at = pl.ds(number(whole_first + i) * keys, keys)
         k_tile, v_tile = (_load(x, at, None, width) for x in (k, v))
         logits = tile_math.product(rows, k_tile, 1, 1) * scale
-        return _add(state, logits, v_tile)
+        return tile_math.add_keys(state, logits, v_tile)
 
     def part(i, state):
         place = first + i
@@ -213,29 +215,22 @@ def _interval_kernel(*refs, cut, queries, keys, width, scale):
         k_tile, v_tile = (_load(x, at, pos >= 0, width) for x in (k, v))
         see = (lo[:, None] <= pos[None]) & (pos[None] < hi[:, None])
         logits = tile_math.product(rows, k_tile, 1, 1) * scale
-        return _add(state, jnp.where(see, logits, -jnp.inf), v_tile)
+        return tile_math.add_keys(state, jnp.where(see, logits, -jnp.inf), v_tile)
 
-    state = jnp.full(m, -jnp.inf), jnp.zeros(m), jnp.zeros((m, width))
+    state = jnp.full(m, -jnp.inf), jnp.zeros(m), jnp.zeros(rows.shape)
     for total, step in ((wholes, whole), (last - first - wholes, part)):
         state = jax.lax.fori_loop(*_share(total, cut.splits), step, state)
     exists = _tile(pl.program_id(0), cut) * m + jnp.arange(m) < queries
-    _store(state, live, exists, out, lse)
+    _store(state, live, exists, width, out, lse)
 
 
 def _load(ref, at, see, width):
-    """Rows `at` of a ref [.. h], filled up to `width` columns; 0 there and where `see` is False.
-
-    Args:
-      ref: what to read.
-      at: a slice of m rows.
-      see: bool[m]; None reads every row.
-      width: the next power of two of h.
-    """
+    """Rows `at` of a ref [.. wide]; 0 beyond `width` columns and where bool[m] `see` is False."""
     mask = None if see is None else see[:, None]
     if width != ref.shape[1]:
-        inside = (jnp.arange(width) < ref.shape[1])[None]
+        inside = (jnp.arange(ref.shape[1]) < width)[None]
         mask = inside if mask is None else mask & inside
-    return plgpu.load(ref.at[at, pl.ds(0, width)], mask=mask, other=None if mask is None else 0)
+    return plgpu.load(ref.at[at, :], mask=mask, other=None if mask is None else 0)
 
 
 def _share(total, splits):
@@ -246,24 +241,12 @@ def _share(total, splits):
     return tuple(jax.lax.div(total * x, splits) for x in (split, split + 1))
 
 
-def _add(state, logits, values):
-    """Adds the keys of one tile to (maximum, sum of weights, weighted sum of values)."""
-    top, total, acc = state
-    new_top = jnp.maximum(top, logits.max(1))
-    base = tile_math.finite(new_top)
-    decay = jnp.exp2(top - base)
-    weights = jnp.exp2(logits - base[:, None])
-    acc = acc * decay[:, None] + tile_math.product(weights.astype(values.dtype), values, 1, 0)
-    return new_top, total * decay + weights.sum(1), acc
-
-
-def _store(state, live, exists, out, lse):
+def _store(state, live, exists, width, out, lse):
     """Writes the rows that exist; 0 and -inf where a query sees nothing."""
     top, total, acc = state
-    width = acc.shape[1]
     some = live & (total != 0)
     safe = jnp.where(some, total, 1.0)
     value = jnp.where(some[:, None], acc / safe[:, None], 0.0).astype(out.dtype)
-    inside = exists[:, None] & (jnp.arange(width) < out.shape[1])[None]
-    plgpu.store(out.at[:, pl.ds(0, width)], value, mask=inside)
-    plgpu.store(lse, jnp.where(some, top / LOG2E + jnp.log(safe), -jnp.inf), mask=exists)
+    inside = exists[:, None] & (jnp.arange(value.shape[1]) < width)[None]
+    plgpu.store(out, value, mask=inside)
+    plgpu.store(lse, jnp.where(some, top / tile_math.LOG2E + jnp.log(safe), -jnp.inf), mask=exists)
