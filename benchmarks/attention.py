@@ -144,7 +144,9 @@ def rows_of(timed, selections, roof, args):
 def arguments():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--backward", action="store_true", help="also time forward + backward")
-    parser.add_argument("--tokens", help="lengths, by comma; default: 4K to 32K, GPU: 8K to 128K")
+    parser.add_argument(
+        "--tokens", help="multiples of 64, by comma; default: 4K to 32K, GPU: 8K to 128K"
+    )
     parser.add_argument("--dtype", choices=LIMITS, help="default: float32, GPU: bfloat16")
     parser.add_argument("--rounds", type=int, default=20, help="runs of each, taking turns")
     parser.add_argument("--seed", type=int, default=0)

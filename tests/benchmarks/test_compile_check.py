@@ -1,0 +1,88 @@
+"""The kernels compile for an H100 that is not there; broken limits are seen.
+
+The long tests use the environment that `make aot` makes, and skip where it cannot be made.
+"""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+AOT_PYTHON = ROOT / ".venv-aot" / "bin" / "python"
+TOO_LARGE = """
+import sys
+from unittest import mock
+from benchmarks import compile_check
+from pallas_kernels import tiles
+
+key = "window_attention", 2, 128
+large = tiles.TileParams(128, 128, num_warps=4, num_stages=2)
+with mock.patch.dict(tiles.DEFAULTS, {key: large}):
+    sys.exit(compile_check.main())
+"""
+
+
+def run(python, *command):
+    return subprocess.run(
+        [python, *command],
+        cwd=ROOT,
+        env=os.environ | {"JAX_PLATFORMS": "cpu", "TF_CPP_MIN_LOG_LEVEL": "2"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.fixture
+def aot():
+    """A Python that compiles for CUDA."""
+    if not AOT_PYTHON.exists():
+        pytest.skip("no .venv-aot: `make aot` could not install the CUDA plugins of this JAX")
+    return AOT_PYTHON
+
+
+def test_without_the_packages_it_says_so_and_exits_with_3(tmp_path):
+    out = tmp_path / "report.json"
+    done = run(sys.executable, "-m", "benchmarks.compile_check", "--target=h100", f"--out={out}")
+    assert done.returncode == 3, done.stderr
+    (line,) = done.stderr.strip().splitlines()
+    assert "cannot compile for h100 here: jax-cuda13-plugin" in line
+    assert not out.exists()
+
+
+@pytest.mark.slow
+def test_every_kernel_and_the_prefill_keep_the_limits(aot, tmp_path):
+    out = tmp_path / "report.json"
+    done = run(
+        aot,
+        "-m",
+        "benchmarks.compile_check",
+        "--target=h100",
+        "--tokens=1024",
+        "--prefill=1024",
+        f"--out={out}",
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    report = json.loads(out.read_text())
+    assert report["ok"]
+    rows = {row["name"]: row for row in report["kernels"]}
+    attention = rows["nsa_attention/combined_attention_fwd"]
+    assert attention["matrix_instructions"] > 0
+    assert attention["spill_bytes"] == 0
+    assert 0 < attention["shared_bytes"] <= 227 * 1024
+    assert attention["vmem_bytes"] is None
+    (prefill,) = report["programs"]
+    assert 15 * 2**30 < prefill["argument_bytes"] < prefill["total_bytes"]
+
+
+@pytest.mark.slow
+def test_spilled_registers_are_seen(aot, tmp_path):
+    options = ("--target=h100", "--tokens=1024", "--prefill=0", f"--out={tmp_path / 'x.json'}")
+    done = run(aot, "-c", TOO_LARGE, *options)
+    assert done.returncode == 1, done.stdout + done.stderr
+    broken = [line for line in done.stdout.splitlines() if line.startswith("BROKEN")]
+    assert any("window_attention_fwd" in line and "spills" in line for line in broken)
