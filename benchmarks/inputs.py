@@ -8,6 +8,8 @@ import numpy as np
 HEADS, KV_HEADS, WIDTH = 28, 4, 128  # Qwen2.5-VL-7B
 BLOCK_SIZE, BLOCK_COUNT, WINDOW_SIZE = 64, 32, 256  # VideoNSA's
 FRAME = 64  # tokens per frame pair: one block
+TOWER_HEADS, TOWER_WIDTH = 16, 80  # of the vision tower, whose windows and frames hold patches
+FRAME_PATCHES = 4 * FRAME
 
 
 def video_inputs(tokens, *, seed=0):

@@ -10,9 +10,12 @@ import jax.numpy as jnp
 from benchmarks.inputs import (
     BLOCK_COUNT,
     BLOCK_SIZE,
+    FRAME_PATCHES,
     HEADS,
     INPUTS,
     KV_HEADS,
+    TOWER_HEADS,
+    TOWER_WIDTH,
     WIDTH,
     WINDOW_SIZE,
 )
@@ -23,6 +26,7 @@ from pallas_kernels import (
     block_mean,
     compressed_attention,
     dense_attention,
+    interval_attention,
     nsa_attention,
     nsa_blocks,
     select_blocks,
@@ -208,6 +212,23 @@ def decoding(tokens, rows, dtype, implementation="triton"):
         "decode cudnn": (theirs, (q, k, v)),
         "decode": (ours, (q, k, v, start, pos, key_pos)),
     }
+
+
+def vision_frames(tokens, dtype, implementation="triton"):
+    """(operation, inputs): the vision tower's attention inside the frames of `tokens` tokens."""
+    patches = 4 * tokens
+    keys = jax.random.split(jax.random.key(0), 3)
+    shape = 1, patches, TOWER_HEADS, TOWER_WIDTH
+    q, k, v = (jax.random.normal(key, shape, dtype) for key in keys)
+    begin = jnp.arange(patches, dtype=jnp.int32)[None] // FRAME_PATCHES * FRAME_PATCHES
+    interval = jnp.stack([begin, jnp.minimum(begin + FRAME_PATCHES, patches)], axis=-1)
+
+    def frames(q, k, v, interval):
+        return interval_attention(
+            q, k, v, interval=interval, max_length=FRAME_PATCHES, implementation=implementation
+        )
+
+    return frames, (q, k, v, interval)
 
 
 def queries_per_tile(arrays, implementation):

@@ -31,6 +31,7 @@ OPERATIONS = {  # kernel -> the operation that runs it
     "dense_attention": "dense_attention",
     "compressed_attention": "compressed_attention",
     "window_attention": "window_attention",
+    "interval_attention": "interval_attention",
     "decode_attention": "decode",
     "block_scores": "select_blocks",
     "top_blocks": "select_blocks",
@@ -88,8 +89,13 @@ def time_all(kernel, args):
     """Prints the median time of each choice, and the fastest as a line for `tiles.MEASURED`."""
     arrays = programs.inputs("video", args.tokens, args)
     dense = functools.partial(programs.dense, implementation="triton"), arrays[:4]
-    operations = programs.stages(arrays) | programs.decoding(args.tokens, 1, args.dtype)
-    op, arrays = (operations | {"dense_attention": dense})[OPERATIONS[kernel]]
+    operations = {
+        "dense_attention": dense,
+        "interval_attention": programs.vision_frames(args.tokens, args.dtype),
+        **programs.stages(arrays),
+        **programs.decoding(args.tokens, 1, args.dtype),
+    }
+    op, arrays = operations[OPERATIONS[kernel]]
     times = {}
     for params in choices(kernel, args):
         try:

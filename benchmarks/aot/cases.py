@@ -7,12 +7,13 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from benchmarks.inputs import HEADS, KV_HEADS, WIDTH
+from benchmarks.inputs import FRAME_PATCHES, HEADS, KV_HEADS, TOWER_HEADS, TOWER_WIDTH, WIDTH
 from benchmarks.programs import RULE, SPEC
 from pallas_kernels import (
     BlockSet,
     compressed_attention,
     dense_attention,
+    interval_attention,
     nsa_attention,
     select_blocks,
     selected_attention,
@@ -66,10 +67,16 @@ def forward_cases(
     def _pair(length):
         return floats(length, KV_HEADS), floats(length, KV_HEADS)
 
+    def frames(q, k, v, interval):
+        return interval_attention(
+            q, k, v, interval=interval, max_length=FRAME_PATCHES, implementation=implementation
+        )
+
     q, lse = floats(tokens, HEADS), jax.ShapeDtypeStruct((1, tokens, HEADS), jnp.float32)
     bits = jax.ShapeDtypeStruct((1, tokens, KV_HEADS, -(-blocks // WORD)), jnp.uint32)
     gates = jax.ShapeDtypeStruct((1, tokens, HEADS, 3), jnp.float32)
     visible, pos = ints(tokens, 2), ints(tokens)
+    patch = jax.ShapeDtypeStruct((1, 4 * tokens, TOWER_HEADS, TOWER_WIDTH), dtype)
     choose = functools.partial(select_blocks, rule=RULE, **how)
     window = functools.partial(window_attention, window=SPEC.window_size, **how)
     nsa = functools.partial(nsa_attention, spec=SPEC, implementation=implementation)
@@ -82,5 +89,6 @@ def forward_cases(
         "nsa_attention": (nsa, (q, *_pair(tokens), gates)),
         "dense_attention": (attend, dense(TEXT, tokens + TEXT)),
         "decode": (attend, dense(1, tokens + TEXT)),
+        "interval_attention": (frames, (patch, patch, patch, ints(4 * tokens, 2))),
     }
     return [Case(name, "forward", *case) for name, case in cases.items()]

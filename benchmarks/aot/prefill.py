@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from benchmarks.inputs import FRAME_PATCHES
 from videonsa_jax.batch import Batch
 from videonsa_jax.config import PRESETS, ComputeConfig, VisionConfig
 from videonsa_jax.generate import prefill
@@ -11,7 +12,6 @@ from videonsa_jax.model import VideoNSA
 
 PRESET = "qwen2_5_vl_7b"
 NEW_TOKENS = 128
-FRAME_PATCHES = 256  # of 64 tokens
 
 
 def prefill_case(tokens: int, text_tokens: int):
