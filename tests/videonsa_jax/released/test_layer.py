@@ -14,7 +14,13 @@ from scipy.special import erf, expit
 from pallas_kernels import BlockSet
 from tests.videonsa_jax.released import naive
 from videonsa_jax.attention import Places, Streams
-from videonsa_jax.config import ModelConfig, NSAConfig, TextConfig, VisionConfig
+from videonsa_jax.config import (
+    ModelConfig,
+    NSAConfig,
+    ReleasedConfig,
+    TextConfig,
+    VisionConfig,
+)
 from videonsa_jax.released.attention import Sparse, attend, sparse_keys
 from videonsa_jax.released.layout import plan
 
@@ -32,6 +38,7 @@ class Layer:
     gates: np.ndarray  # f[L n 3]
     vis: np.ndarray  # bool[L]
     sizes: tuple[int, int, int]  # block size, block count, window
+    switches: ReleasedConfig = ReleasedConfig()  # noqa: RUF009 (frozen)
 
     @property
     def cfg(self):
@@ -47,7 +54,8 @@ class Layer:
             mrope_section=(h // 2, 0, 0),
         )
         vision = VisionConfig(8, 8, 1, 1, ())
-        return ModelConfig(text, vision, NSAConfig(*self.sizes), attention="released")
+        sizes = NSAConfig(*self.sizes)
+        return ModelConfig(text, vision, sizes, attention="released", released=self.switches)
 
     def run(self, in_vision_stream, spare=0):
         """The layer with some tokens in the vision stream, in slots with NaN to spare."""
@@ -187,3 +195,28 @@ def test_closed_forms_equal_the_general_way():
     closed = layer.run(layer.vis).sparse_text
     text = np.flatnonzero(~layer.vis)
     np.testing.assert_allclose(closed[text > 0], general[text[text > 0] - 1], atol=AGREES, rtol=0)
+
+
+def without(layer, *switches):
+    """The layer with some switches off."""
+    return dataclasses.replace(layer, switches=ReleasedConfig(**dict.fromkeys(switches, False)))
+
+
+IN_LAYER = [field.name for field in dataclasses.fields(ReleasedConfig)]
+IN_LAYER.remove("whole_seconds")  # changes positions, before any layer
+
+
+@pytest.mark.parametrize("switch", IN_LAYER)
+def test_each_switch_changes_the_output(switch):
+    layer = random_layer(77, 4, 2, (16, 2, 12), seed=3)
+    in_vision = layer.vis | (np.arange(77) % 20 == 10)  # some count as text by their positions
+    got = without(layer, switch).run(in_vision).out
+    assert np.isfinite(got).all()
+    assert np.abs(got - layer.run(in_vision).out).max() > 1e-3
+
+
+@pytest.mark.parametrize("switches", [["text_as_zeros"], ["absolute_blocks"]])
+def test_padding_changes_nothing(switches):
+    layer = without(random_layer(77, 4, 2, (8, 3, 12), seed=4), *switches)
+    alone, padded = (layer.run(layer.vis, spare=spare).out for spare in (0, 6))
+    np.testing.assert_allclose(padded, alone, atol=AGREES, rtol=0)
