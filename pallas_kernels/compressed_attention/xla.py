@@ -3,7 +3,7 @@
 from pallas_kernels.flash import attend
 from pallas_kernels.schedule import Sight, Tiles
 
-TILES = Tiles(rows=1024, block=128)
+TILES = Tiles(rows=2048, block=128)
 
 
 def compressed_attention(q, k, v, visible, *, scale):

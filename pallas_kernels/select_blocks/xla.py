@@ -7,7 +7,7 @@ from pallas_kernels import tile_math
 from pallas_kernels.blocks import BlockSet, pack
 from pallas_kernels.schedule import Cut, Sight, Tiles, Walk
 
-TILES = Tiles(rows=1024, block=128)
+TILES = Tiles(rows=2048, block=128)
 
 
 def select_blocks(q, k, lse, visible, own, *, rule, scale):
