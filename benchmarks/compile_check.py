@@ -8,15 +8,16 @@ the geometry of Qwen2.5-VL-7B, in bfloat16, for 32K and 128K tokens, then the wh
 
     {"target", "geometry", "versions", "ok", "broken",
      "kernels": [{"name", "phase", "tokens", "registers", "spill_bytes", "shared_bytes",
-                  "vmem_bytes", "matrix_instructions", "compile_s"}],
+                  "vmem_bytes", "wgmma", "mma", "compile_s"}],
      "programs": [{"name", "tokens", "argument_bytes", "output_bytes", "temporary_bytes",
                    "total_bytes", "device_bytes", "compile_s"}]}
 
 where a number that a target does not have is null and "broken" has a sentence per broken limit.
 
-Exit code 0: every limit is kept. 1: an operation does not compile, spills registers, takes too much
-shared memory or multiplies without the matrix units, or the model does not fit the device. 3: this
-machine lacks the packages that compile for the target. (`make` prints that code and exits with 2.)
+Exit codes. 0: every limit is kept. 1: an operation does not compile, spills registers, takes too
+much shared memory, multiplies without the matrix units (or with them in float32, which they round),
+or the model does not fit the device. 3: this machine lacks the packages that compile for the
+target; `make` prints that code and itself exits with 2, as it always does.
 """
 
 import argparse
@@ -42,7 +43,8 @@ COLUMNS = {  # of a kernel's row -> heading of the printed table
     "spill_bytes": "spilled",
     "shared_bytes": "shared",
     "vmem_bytes": "vmem",
-    "matrix_instructions": "matrix",
+    "wgmma": "wgmma",
+    "mma": "mma",
     "compile_s": "compile s",
 }
 PARTS = ("argument", "output", "temporary", "total", "device")
@@ -107,7 +109,8 @@ def _kernel_row(case, tokens, use, seconds):
         "spill_bytes": use.spill_bytes,
         "shared_bytes": use.shared_bytes,
         "vmem_bytes": use.vmem_bytes,
-        "matrix_instructions": use.matrix_instructions,
+        "wgmma": use.wgmma,
+        "mma": use.mma,
         "compile_s": round(seconds, 1),  # of the whole operation
     }
 

@@ -80,7 +80,7 @@ def compile_all(kernel, args):
         for use in uses:
             print(
                 f"{params}: {use.name} {use.registers} registers, {use.spill_bytes} spilled, "
-                f"{use.shared_bytes} shared, {use.matrix_instructions} wgmma",
+                f"{use.shared_bytes} shared, {use.wgmma} wgmma",
                 flush=True,
             )
 

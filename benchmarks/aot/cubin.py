@@ -9,8 +9,9 @@ CUDA = 190  # machine
 SYMBOLS, NOTHING = 2, 8  # types of sections: symbol table; no bytes in the file
 # Attributes of section .nv.info: format 4, number, size, then a symbol's index and a value.
 REGISTERS, STACK = 0x2F, 0x11
-# The low 9 bits of a 16-byte instruction say what it does: HGMMA is PTX's wgmma.mma_async.
-INSTRUCTION, OPCODE, HGMMA = 16, 0x1FF, 0x1F0
+# The low 9 bits of a 16-byte instruction say what it does. These are PTX's wgmma.mma_async, for
+# four warps at once, and mma.sync, for one; both also exist for float32 rounded to TF32.
+INSTRUCTION, OPCODE, HGMMA, HMMA = 16, 0x1FF, 0x1F0, 0x03C
 ASSEMBLER = re.compile(rb"Cuda compilation tools, release [\d.]+, V([\d.]+)")
 
 
@@ -23,13 +24,15 @@ class Kernel:
       registers: per thread.
       stack_bytes: per thread. Triton kernels index no local arrays, so a stack holds spilled
         registers.
-      wgmma: matrix instructions of four warps at once, as they stand in the code.
+      wgmma: matrix instructions for four warps, as they stand in the code.
+      mma: matrix instructions for one warp.
     """
 
     name: str
     registers: int
     stack_bytes: int
     wgmma: int
+    mma: int
 
 
 def kernels(executable: bytes) -> list[Kernel]:
@@ -55,7 +58,13 @@ def _kernels(elf):
     for symbol, attribute, value in _attributes(sections[".nv.info"][1]):
         uses.setdefault(names[symbol], {})[attribute] = value
     return [
-        Kernel(name, use[REGISTERS], use[STACK], _count(sections[f".text.{name}"][1], HGMMA))
+        Kernel(
+            name,
+            registers=use[REGISTERS],
+            stack_bytes=use[STACK],
+            wgmma=_count(sections[f".text.{name}"][1], HGMMA),
+            mma=_count(sections[f".text.{name}"][1], HMMA),
+        )
         for name, use in uses.items()
         if REGISTERS in use and f".text.{name}" in sections
     ]

@@ -51,9 +51,9 @@ def problems(use: KernelUse, dtype: str) -> list[str]:
         found.append(f"spills {use.spill_bytes} bytes per thread")
     if use.shared_bytes > SHARED_LIMIT:
         found.append(f"takes {use.shared_bytes} bytes of shared memory of {SHARED_LIMIT}")
-    # Products in true float32 run without matrix units.
-    needs_wgmma = dtype != "float32" and not WITHOUT_WGMMA.fullmatch(use.name)
-    if needs_wgmma and not use.matrix_instructions:
+    if dtype == "float32" and (use.wgmma or use.mma):
+        found.append("rounds float32 to TF32")
+    if dtype != "float32" and not use.wgmma and not WITHOUT_WGMMA.fullmatch(use.name):
         found.append("has no wgmma instruction")
     return found
 
@@ -124,7 +124,8 @@ def _use(kernel, shared):
         spill_bytes=kernel.stack_bytes,
         shared_bytes=shared[kernel.name],
         vmem_bytes=None,
-        matrix_instructions=kernel.wgmma,
+        wgmma=kernel.wgmma,
+        mma=kernel.mma,
     )
 
 

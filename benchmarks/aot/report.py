@@ -13,7 +13,8 @@ class KernelUse:
       spill_bytes: per thread, of registers that did not fit.
       shared_bytes: of shared memory, per block of threads.
       vmem_bytes: of vector memory, on TPUs.
-      matrix_instructions: warp-group matrix instructions (wgmma), as they stand in the code.
+      wgmma: matrix instructions for a group of four warps, as they stand in the code.
+      mma: matrix instructions for one warp.
     """
 
     name: str
@@ -21,7 +22,8 @@ class KernelUse:
     spill_bytes: int | None
     shared_bytes: int | None
     vmem_bytes: int | None
-    matrix_instructions: int | None
+    wgmma: int | None
+    mma: int | None
 
 
 @dataclasses.dataclass(frozen=True)
