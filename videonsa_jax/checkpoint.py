@@ -24,6 +24,7 @@ from videonsa_jax.state import TrainState
 
 FOLDER = "checkpoints"  # inside a run's working directory
 ITEMS = ("params", "run", "config", "data")
+CHUNK_BYTES = 64 * 2**20  # stored parts of a parameter: what a reader of one slice has to decode
 MUST_AGREE = ("model.", "optim.freeze")  # config fields that a continued run may not change
 
 
@@ -57,7 +58,7 @@ class Checkpointer:
         self._manager.save(
             step,
             args=ocp.args.Composite(
-                params=ocp.args.StandardSave(state.params),
+                params=_in_chunks(state.params),
                 run=ocp.args.StandardSave(run),
                 config=ocp.args.JsonSave(dataclasses.asdict(self._cfg)),
                 data=ocp.args.JsonSave({"processes": _gather(data_state)}),
@@ -128,7 +129,7 @@ def save_params(folder: str | pathlib.Path, params: dict[str, Any], model: Model
         manager.save(
             0,
             args=ocp.args.Composite(
-                params=ocp.args.StandardSave(params),
+                params=_in_chunks(params),
                 config=ocp.args.JsonSave({"model": dataclasses.asdict(model)}),
             ),
         )
@@ -196,6 +197,11 @@ def _open(folder: str | pathlib.Path) -> ocp.CheckpointManager:
     if manager.latest_step() is None:
         raise UserError(f"{folder}: no complete checkpoint in this folder")
     return manager
+
+
+def _in_chunks(params: dict[str, Any]) -> ocp.args.StandardSave:
+    chunks = ocp.SaveArgs(chunk_byte_size=CHUNK_BYTES)
+    return ocp.args.StandardSave(params, save_args=jax.tree.map(lambda _: chunks, params))
 
 
 def _check_shapes(folder: Any, stored: dict, wanted: dict) -> None:
