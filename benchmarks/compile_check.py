@@ -10,7 +10,7 @@ the geometry of Qwen2.5-VL-7B, in bfloat16, for 32K and 128K tokens, then the wh
      "kernels": [{"name", "phase", "tokens", "registers", "spill_bytes", "shared_bytes",
                   "vmem_bytes", "wgmma", "mma", "compile_s"}],
      "programs": [{"name", "tokens", "argument_bytes", "output_bytes", "temporary_bytes",
-                   "total_bytes", "device_bytes", "compile_s"}]}
+                   "total_bytes", "device_bytes", "kernels", "compile_s"}]}
 
 where a number that a target does not have is null and "broken" has a sentence per broken limit.
 
@@ -36,7 +36,7 @@ from pallas_kernels.tiles import DTYPES, HEAD_WIDTHS
 
 TARGETS = {"h100": hopper}
 BROKEN, MISSING = 1, 3  # exit codes
-TEXT_TOKENS = 2048  # of the prefill's prompt
+TEXT_TOKENS, COMPUTED_IN = 2048, "bfloat16"  # of the prefill
 COLUMNS = {  # of a kernel's row -> heading of the printed table
     "tokens": "tokens",
     "registers": "registers",
@@ -56,28 +56,27 @@ def check(target, args):
     versions = {"python": platform.python_version()}
     versions |= {name: importlib.metadata.version(name) for name in ("jax", *target.PACKAGES)}
 
-    def compiled(name, run, arguments):
+    def compiled(name, dtype, run, arguments):
+        """The program, None if there is none; notes what is wrong with it."""
         try:
             program = target.compile_program(run, arguments)
         except Rejected as error:
             broken.append(f"{name} does not compile: {error}")
             return None
         versions.update(program.versions)
+        for use in program.kernels:
+            broken.extend(f"{name}: {use.name} {x}" for x in target.problems(use, dtype))
         return program
 
-    shape = {"dtype": args.dtype, "width": args.head_width}
     for tokens in (int(tokens) for tokens in args.tokens.split(",")):
+        shape = {"dtype": args.dtype, "width": args.head_width}
         for case in forward_cases(tokens, implementation=target.IMPLEMENTATION, **shape):
-            program = compiled(f"{case.name} at {tokens} tokens", case.run, case.arguments)
-            if program is None:
-                continue
-            for use in program.kernels:
-                kernels.append(_kernel_row(case, tokens, use, program.seconds))
-                where = f"{kernels[-1]['name']} at {tokens} tokens"
-                broken += [f"{where} {problem}" for problem in target.problems(use, args.dtype)]
+            name = f"{case.name} at {tokens} tokens"
+            if program := compiled(name, args.dtype, case.run, case.arguments):
+                kernels += [_kernel_row(case, tokens, program, use) for use in program.kernels]
     if args.prefill:
-        program = compiled("7B prefill", *prefill_case(args.prefill, TEXT_TOKENS))
-        if program is not None:
+        case = prefill_case(args.prefill, TEXT_TOKENS)
+        if program := compiled("7B prefill", COMPUTED_IN, *case):
             programs.append(_program_row("7B prefill", args.prefill, program, target.DEVICE_BYTES))
             if program.memory.total > target.DEVICE_BYTES:
                 broken.append(f"7B prefill takes {program.memory.total} of {target.DEVICE_BYTES}")
@@ -100,7 +99,7 @@ def check(target, args):
     }
 
 
-def _kernel_row(case, tokens, use, seconds):
+def _kernel_row(case, tokens, program, use):
     return {
         "name": f"{case.name}/{use.name}",
         "phase": case.phase,
@@ -111,7 +110,7 @@ def _kernel_row(case, tokens, use, seconds):
         "vmem_bytes": use.vmem_bytes,
         "wgmma": use.wgmma,
         "mma": use.mma,
-        "compile_s": round(seconds, 1),  # of the whole operation
+        "compile_s": round(program.seconds, 1),  # of the whole operation
     }
 
 
@@ -124,6 +123,7 @@ def _program_row(name, tokens, program, device_bytes):
         "temporary_bytes": program.memory.temporaries,
         "total_bytes": program.memory.total,
         "device_bytes": device_bytes,
+        "kernels": sorted({use.name for use in program.kernels}),
         "compile_s": round(program.seconds, 1),
     }
 

@@ -76,6 +76,7 @@ def test_every_kernel_and_the_prefill_keep_the_limits(aot, tmp_path):
     assert 0 < attention["shared_bytes"] <= 227 * 1024
     assert attention["vmem_bytes"] is None
     (prefill,) = report["programs"]
+    assert {"combined_attention_fwd", "dense_attention_fwd"} <= set(prefill["kernels"])
     assert 15 * 2**30 < prefill["argument_bytes"] < prefill["total_bytes"]
 
 
