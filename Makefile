@@ -7,7 +7,6 @@ INSTALLED = $(VENV)/.installed-$(VERSION)
 PY = $(VENV)/bin/python
 TEST = $(PY) -m pytest -n 2 --dist loadfile
 
-
 # A second environment, whose JAX compiles for devices that are not there. With the CUDA wheels in
 # it and no GPU, a plain `import jax` fails, so it is kept apart.
 AOT = .venv-aot
