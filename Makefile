@@ -32,12 +32,12 @@ aot: $(AOT_INSTALLED)
 # The last two bring ptxas; a CUDA toolkit of the machine's own serves as well.
 $(AOT_INSTALLED): $(INSTALLED)
 	$(PYTHON) -m venv --clear $(AOT)
-	$(AOT_PY) -m pip install --quiet \
+	@$(AOT_PY) -m pip install --quiet \
 	  jax==$(call version_of,jax) jaxlib==$(call version_of,jaxlib) flax==$(call version_of,flax) \
 	&& $(AOT_PY) -m pip install --quiet --no-deps \
 	  jax-cuda13-plugin==$(call version_of,jaxlib) jax-cuda13-pjrt==$(call version_of,jaxlib) \
 	|| { echo 'compile-check: the CUDA plugins of this JAX cannot be installed here' >&2; exit 3; }
-	$(AOT_PY) -m pip install --quiet --no-deps 'nvidia-cuda-nvcc==13.*' 'nvidia-nvvm==13.*' \
+	@$(AOT_PY) -m pip install --quiet --no-deps 'nvidia-cuda-nvcc==13.*' 'nvidia-nvvm==13.*' \
 	|| echo 'compile-check: no ptxas to install; using the CUDA toolkit of this machine' >&2
 	touch $@
 
