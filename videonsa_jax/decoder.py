@@ -1,12 +1,14 @@
 """The text decoder: embeddings, hybrid attention layers, head. Both streams pass every layer."""
 
 import dataclasses
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from videonsa_jax.attention import Attention, Places, Streams, attend
+from videonsa_jax import attention
+from videonsa_jax.attention import Attention, Places, Streams
 from videonsa_jax.batch import Batch, Cache
 from videonsa_jax.config import ComputeConfig, ModelConfig
 from videonsa_jax.gates import BranchGates
@@ -20,9 +22,9 @@ from videonsa_jax.sharding.rules import Rules
 class DecoderLayer(nnx.Module):
     """Pre-norm hybrid attention and feed-forward."""
 
-    def __init__(self, cfg: ModelConfig, *, rngs: nnx.Rngs):
+    def __init__(self, cfg: ModelConfig, *, rules: Rules, rngs: nnx.Rngs):
         text, layers = cfg.text, cfg.text.num_layers
-        self.cfg = cfg
+        self.cfg, self.rules = cfg, rules
         self.attn_norm = RMSNorm(text.d_model, eps=text.norm_eps, layers=layers)
         self.attn = Attention(text, layers=layers, rngs=rngs)
         self.gates = BranchGates(cfg, layers=layers, rngs=rngs)  # unused in dense mode
@@ -43,19 +45,35 @@ class DecoderLayer(nnx.Module):
         context = (keys.joined(), values.joined())
         if cache is not None:
             cache, context = _store(cache, layer, *context)
-        mix = released.attend if self.cfg.attention == "released" else attend
-        mixed = mix(
-            queries,
-            keys,
-            values,
-            context=context,
-            gates=None if self.cfg.attention == "dense" else self.gates(normed.vision),
-            places=places,
-            cfg=self.cfg,
-            implementation=implementation,
-        )
+        gates = None if self.cfg.attention == "dense" else self.gates(normed.vision)
+        mixed = self._mix(implementation)(queries, keys, values, context, gates, places)
         x = jax.tree.map(lambda x, mixed: x + self.attn.o(mixed), x, mixed)
         return jax.tree.map(lambda x: x + self.mlp(self.mlp_norm(x)), x), cache
+
+    def _mix(self, implementation: str | None) -> Callable[..., Streams]:
+        """Attention of the layer, each device on its own rows and heads."""
+        cfg, rules = self.cfg, self.rules
+        attend = released.attend if cfg.attention == "released" else attention.attend
+        # Released heads read other KV heads than their own, so they cannot be split.
+        whole = cfg.attention == "released" or rules.act_heads != rules.kv_heads
+        queries, keys = (
+            ("batch", None, None if whole else heads) for heads in ("act_heads", "kv_heads")
+        )
+
+        def mix(queries, keys, values, context, gates, places):
+            return attend(
+                queries,
+                keys,
+                values,
+                context=context,
+                gates=gates,
+                places=places,
+                cfg=cfg,
+                implementation=implementation,
+            )
+
+        in_axes = (queries, keys, keys, keys, queries, ("batch",))
+        return rules.shard_op(mix, in_axes, queries)
 
 
 def _store(cache: Cache, layer: jax.Array, keys: jax.Array, values: jax.Array):
@@ -76,7 +94,7 @@ class TextDecoder(nnx.Module):
         self.cfg, self.compute, self.rules = cfg, compute, rules
         text = cfg.text
         self.embed = Embedding(text.vocab_size, text.d_model, rngs=rngs)
-        self.layers = DecoderLayer(cfg, rngs=rngs)
+        self.layers = DecoderLayer(cfg, rules=rules, rngs=rngs)
         self.norm = RMSNorm(text.d_model, eps=text.norm_eps)
         if not text.tie_embeddings:
             inputs, outputs = (("embed", text.d_model),), (("vocab", text.vocab_size),)

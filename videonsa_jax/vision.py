@@ -85,19 +85,21 @@ class VisionTower(nnx.Module):
         x = self.patch(batch.patches.astype(self.compute.dtype))
         angles = grid_angles(batch.patch_positions, cfg.d_model // cfg.num_heads, cfg.rope_theta)
 
-        def in_windows(*qkv):
-            return interval_attention(
-                *qkv, interval=batch.patch_window, max_length=cfg.window_patches
-            )
+        def mix(is_full, windows, frames, *qkv):
+            def in_windows(*qkv):
+                return interval_attention(*qkv, interval=windows, max_length=cfg.window_patches)
 
-        def in_frames(*qkv):
-            return interval_attention(
-                *qkv, interval=batch.patch_frame, max_length=batch.frame_patches
-            )
+            def in_frames(*qkv):
+                return interval_attention(*qkv, interval=frames, max_length=batch.frame_patches)
+
+            return jax.lax.cond(is_full, in_frames, in_windows, *qkv)
+
+        heads = ("batch", None, "act_heads")
+        mix = self.rules.shard_op(mix, ((), ("batch",), ("batch",), heads, heads, heads), heads)
 
         def layer(module, x, is_full):
             def attention(*qkv):
-                return jax.lax.cond(is_full, in_frames, in_windows, *qkv)
+                return mix(is_full, batch.patch_window, batch.patch_frame, *qkv)
 
             x = self.rules.constrain(x, "batch", "seq", None)
             return module(x, angles, attention)

@@ -5,11 +5,13 @@ at a few places of each layer. Only this package knows the mesh.
 """
 
 import dataclasses
+from collections.abc import Callable, Sequence
 
 import jax
 from jax.sharding import PartitionSpec
 
 MeshAxes = str | tuple[str, ...] | None
+Axes = tuple[str | None, ...]  # a logical axis per dimension; None: not split
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +56,23 @@ class Rules:
         if jax.sharding.get_abstract_mesh().empty:
             return x
         return jax.lax.with_sharding_constraint(x, self.spec(*axes))
+
+    def shard_op(self, op: Callable, in_axes: Sequence[Axes], out_axes: Axes) -> Callable:
+        """Runs an operation on each device's part, under the mesh of `jax.set_mesh`.
+
+        The partitioner cannot look into a hand-written kernel and would run all of it everywhere.
+
+        Args:
+          op: of arrays, or of trees of arrays; its parts must not depend on each other.
+          in_axes: logical axes per argument, of the leading dimensions of all its arrays.
+          out_axes: of its result.
+        """
+        mesh = jax.sharding.get_abstract_mesh()
+        if mesh.empty or mesh.size == 1:
+            return op
+        in_specs = tuple(self.spec(*axes) for axes in in_axes)
+        # check_vma knows nothing of Pallas calls.
+        return jax.shard_map(op, in_specs=in_specs, out_specs=self.spec(*out_axes), check_vma=False)
 
 
 _NO_TENSOR = dict.fromkeys(

@@ -108,3 +108,19 @@ def test_rows_that_do_not_divide_are_rejected():
 def test_constraints_need_no_mesh():
     x = jax.numpy.ones((2, 2))
     assert Rules().constrain(x, "batch", None) is x
+
+
+def test_an_operation_runs_on_each_devices_part():
+    """Under a mesh it sees its rows and its heads only; alone it sees everything."""
+
+    def shape_seen(x):
+        return jnp.broadcast_to(jnp.array(x.shape[:3], jnp.int32), x.shape[:2] + (x.shape[2], 3))
+
+    axes = ("batch", None, "act_heads")
+    x = jnp.zeros((8, 5, 4, 2))
+    split = Rules().shard_op(shape_seen, [axes], axes)
+    assert split is shape_seen
+    with jax.set_mesh(make_mesh(MESHES["fsdp_tp"])):
+        seen = jax.jit(Rules().shard_op(shape_seen, [axes], axes))(x)
+    assert seen.shape == (8, 5, 4, 3)
+    np.testing.assert_array_equal(seen, np.broadcast_to([2, 5, 2], seen.shape))
