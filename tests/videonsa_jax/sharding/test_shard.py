@@ -114,7 +114,7 @@ def test_an_operation_runs_on_each_devices_part():
     """Under a mesh it sees its rows and its heads only; alone it sees everything."""
 
     def shape_seen(x):
-        return jnp.broadcast_to(jnp.array(x.shape[:3], jnp.int32), x.shape[:2] + (x.shape[2], 3))
+        return jnp.broadcast_to(jnp.array(x.shape[:3], jnp.int32), (*x.shape[:3], 3))
 
     axes = ("batch", None, "act_heads")
     x = jnp.zeros((8, 5, 4, 2))
