@@ -8,11 +8,12 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
-from scipy.special import erf, expit, softmax
+from scipy.special import softmax
 
 from tests import small_models
+from tests.float64_decoder import compare, gates_of
 from tests.small_models import Vision
-from videonsa_jax.config import ModelConfig, NSAConfig
+from videonsa_jax.config import NSAConfig
 from videonsa_jax.gates import BRANCHES
 
 SPARSE = small_models.config(attention="paper", nsa=NSAConfig(4, block_count=3, window_size=6))
@@ -58,12 +59,9 @@ def _sparse(at, q, k, v, gates, nsa):
     ]
 
 
-def _mix(q, k, v, normed, gates, is_vision, cfg):
+def _mix(q, k, v, normed, gates, is_vision, _, cfg=SPARSE):
     """Attention of all tokens of one sequence, [t n h]."""
-    hidden = normed @ gates["hidden"]["kernel"] + gates["hidden"]["bias"]
-    hidden = hidden * (1 + erf(hidden / np.sqrt(2))) / 2
-    logits = hidden @ gates["out"]["kernel"] + gates["out"]["bias"]
-    gate = expit(logits / cfg.nsa.gate_temperature).reshape(len(q), len(KV_HEAD), 3)[is_vision]
+    gate = gates_of(normed, gates, cfg)[is_vision]
     vision = [x[is_vision] for x in (q, k, v)]
     out = np.zeros_like(q)
     out[is_vision] = [_sparse(at, *vision, gate[at], cfg.nsa) for at in range(is_vision.sum())]
@@ -73,65 +71,17 @@ def _mix(q, k, v, normed, gates, is_vision, cfg):
     return out
 
 
-def _oracle(params, x, ids, cfg: ModelConfig, mix):
-    """Decoder of one sequence: embeddings f64[t d], rotary ids i[t 3] -> hidden f64[t d]."""
-    text = cfg.text
-    half = text.head_dim // 2
-    axis = [0] * text.mrope_section[0] + [1] * text.mrope_section[1] + [2] * text.mrope_section[2]
-    turn = np.exp(1j * ids[:, axis] * text.rope_theta ** (-np.arange(half) / half))[:, None]
-
-    def norm(x, scale):
-        return x / np.sqrt((x**2).mean(-1, keepdims=True) + text.norm_eps) * scale
-
-    def rotate(x):
-        turned = (x[..., :half] + 1j * x[..., half:]) * turn
-        return np.concatenate([turned.real, turned.imag], axis=-1)
-
-    layers = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params["text"]["layers"])
-    for number in range(text.num_layers):
-        layer = jax.tree.map(lambda leaf: leaf[number], layers)  # noqa: B023 (used at once)
-        normed, attn = norm(x, layer["attn_norm"]["scale"]), layer["attn"]
-        q, k, v = (
-            np.einsum("td,dnh->tnh", normed, attn[name]["kernel"]) + attn[name]["bias"]
-            for name in "qkv"
-        )
-        mixed = mix(rotate(q), rotate(k), v, normed, layer["gates"])
-        x = x + np.einsum("tnh,nhd->td", mixed, attn["o"]["kernel"])
-        normed, mlp = norm(x, layer["mlp_norm"]["scale"]), layer["mlp"]
-        gate, up = normed @ mlp["gate"]["kernel"], normed @ mlp["up"]["kernel"]
-        x = x + (gate * expit(gate) * up) @ mlp["down"]["kernel"]
-    return norm(x, np.asarray(params["text"]["norm"]["scale"], np.float64))
-
-
-def _compare(cfg: ModelConfig, params: dict, mix) -> None:
-    """Hidden states of the text of one prompt, in the model and in the oracle with this `mix`."""
-    arrays = small_models.inputs([PROMPT], cfg, padding="left", seed=2)
-    batch = small_models.batch([small_models.samples(arrays, cfg)], cfg, spare=3)
-    run = jax.jit(lambda model, batch: (model(batch)[0][0], model.vision(batch)[0]))
-    got, vision = run(small_models.build(cfg, params), batch)
-
-    order = np.concatenate([batch.vision_order[0], batch.text_order[0]])
-    place = np.argsort(np.where(order < 0, 2**30, order))[: (order >= 0).sum()]
-    is_vision = place < batch.vision_order.shape[1]
-    embedded = params["text"]["embed"]["embedding"][batch.text_tokens[0]]
-    x = np.concatenate([vision, embedded]).astype(np.float64)[place]
-    ids = np.concatenate([batch.vision_positions[0], batch.text_positions[0]])[place]
-    want = _oracle(params, x, ids, cfg, lambda *a: mix(*a, is_vision, cfg))[~is_vision]
-    got = np.asarray(got)[np.asarray(batch.text_order[0]) >= 0]
-    np.testing.assert_allclose(got, want, atol=2e-4 * np.abs(want).max(), rtol=0)
-
-
 def test_hidden_states_equal_the_oracle():
-    _compare(SPARSE, small_models.random_params(SPARSE, seed=1), _mix)
+    compare(SPARSE, small_models.random_params(SPARSE, seed=1), PROMPT, _mix)
 
 
 @pytest.mark.parametrize("branch", ["slc", "swa"])
 def test_one_branch_is_dense_attention_with_a_mask(branch):
-    def masked(q, k, v, normed, gates, is_vision, cfg):
+    def masked(q, k, v, normed, gates, is_vision, _):
         index = np.arange(len(q))
         causal = index <= index[:, None]
         rank = np.cumsum(is_vision)  # vision tokens up to here
-        near = rank > rank[:, None] - cfg.nsa.window_size
+        near = rank > rank[:, None] - ALL_BLOCKS.nsa.window_size
         sparse = causal & is_vision & (near if branch == "swa" else True)
         mask = np.where(is_vision[:, None], sparse, causal)[:, None]
         scores = np.einsum("snh,tnh->snt", q, k[:, KV_HEAD]) / np.sqrt(q.shape[-1])
@@ -139,7 +89,7 @@ def test_one_branch_is_dense_attention_with_a_mask(branch):
         return np.einsum("snt,tnh->snh", weights, v[:, KV_HEAD])
 
     params = _with_only(branch, small_models.random_params(ALL_BLOCKS, seed=1))
-    _compare(ALL_BLOCKS, params, masked)
+    compare(ALL_BLOCKS, params, PROMPT, masked)
 
 
 def test_modes_share_parameters_but_not_results():

@@ -9,8 +9,10 @@ import pytest
 from flax import nnx
 
 from tests import small_models
+from tests.float64_decoder import compare, gates_of
 from tests.small_models import Vision
 from tests.testing import assert_close
+from tests.videonsa_jax.released import naive
 from videonsa_jax import generate
 from videonsa_jax.config import NSAConfig, ReleasedConfig
 from videonsa_jax.loss import next_token_loss
@@ -43,6 +45,16 @@ def logits_of(cfg, samples, *, spare=0):
 
     logits = run(small_models.random_params(RELEASED, seed=0), batch)
     return [row[order >= 0] for row, order in zip(logits, batch.text_order, strict=True)]
+
+
+def test_hidden_states_equal_the_oracle():
+    def mix(q, k, v, normed, gates, _, ids):
+        vis = (ids != ids[:, :1]).any(1)
+        block, count, window = SIZES.block_size, SIZES.block_count, SIZES.window_size
+        gates = gates_of(normed, gates, RELEASED)
+        return naive.layer(q, k, v, gates, vis, block=block, count=count, window=window)[0]
+
+    compare(RELEASED, small_models.random_params(RELEASED, seed=1), PROMPT, mix)
 
 
 def test_with_all_switches_off_it_is_the_paper():
