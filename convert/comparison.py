@@ -11,6 +11,7 @@ import numpy as np
 from convert import hf_config, layout, manifest, orbax_stream, qwen2_5_vl, tiles, videonsa
 from convert.hf_directory import HFDirectory
 from convert.layout import Param
+from convert.matching import EMBEDDING, HEAD, is_tied_copy
 from convert.orbax_stream import StoredArray
 from convert.safetensors_io import Stored
 from videonsa_jax import parse
@@ -20,8 +21,6 @@ from videonsa_jax.evaluation.progress import Progress
 
 Arrays = Mapping[str, StoredArray]
 Tensors = Mapping[str, Stored]
-
-_TIED_HEAD = "lm_head.weight"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,9 +119,10 @@ def _expected(
         notes.append("the gates were initialised by the conversion; there is nothing to compare")
     else:
         rows = (*rows, *gates)
-    if cfg.text.tie_embeddings and _is_embedding(hf.tensors):
-        ignored.add(_TIED_HEAD)
-        notes.append(f"{_TIED_HEAD} repeats the embedding, to which the head is tied")
+    head, embedding = (hf.tensors.get(name) for name in (HEAD, EMBEDDING))
+    if cfg.text.tie_embeddings and head and embedding and is_tied_copy(head, embedding):
+        ignored.add(HEAD)
+        notes.append(f"{HEAD} repeats the embedding, to which the head is tied")
     return layout.params(cfg, rows), ignored, notes
 
 
@@ -131,18 +131,6 @@ def _allowed(tensors: Tensors, pattern: str | None) -> set[str]:
         return {name for name in tensors if pattern is not None and re.fullmatch(pattern, name)}
     except re.error as error:
         raise UserError(f"--allow-unexpected={pattern}: {error}") from error
-
-
-def _is_embedding(tensors: Tensors) -> bool:
-    """Whether there is a head with the bits of the embedding."""
-    embedding, head = (tensors.get(name) for name in ("model.embed_tokens.weight", _TIED_HEAD))
-    if embedding is None or head is None:
-        return False
-    if (embedding.shape, embedding.dtype) != (head.shape, head.dtype):
-        return False
-    step = max(layout.BOX_BYTES // max(embedding.nbytes // embedding.shape[0], 1), 1)
-    parts = [slice(at, at + step) for at in range(0, embedding.shape[0], step)]
-    return all(_unequal(embedding.read(x), head.read(x)).sum() == 0 for x in parts)
 
 
 def _shape_problems(param: Param, arrays: Arrays, tensors: Tensors) -> list[str]:

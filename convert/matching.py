@@ -89,7 +89,11 @@ def match(
     for name, tensor in tensors.items():
         _check(tensor, shapes[name])
     if tied_head is not None:
-        _check_tied(source, tied_head, tensors[EMBEDDING])
+        if not is_tied_copy(tied_head, tensors[EMBEDDING]):
+            raise UserError(
+                f"{source.path}: {HEAD} differs from {EMBEDDING}, but {CONFIG} says they are "
+                "tied; correct tie_word_embeddings"
+            )
         report(f"{HEAD} is left out: it equals {EMBEDDING}, which it is tied to")
     if not has_gates:
         dtype = tensors[EMBEDDING].dtype
@@ -109,19 +113,17 @@ def match(
     )
 
 
-def _check_tied(source: HFDirectory, head: Stored, embedding: Stored) -> None:
-    """A head stored beside the embedding that it is tied to must be the same, bit for bit."""
-    same = head.dtype == embedding.dtype and head.shape == embedding.shape
+def is_tied_copy(head: Stored, embedding: Stored) -> bool:
+    """Whether a stored head repeats the embedding, bit for bit."""
+    if (head.dtype, head.shape) != (embedding.dtype, embedding.shape):
+        return False
     bits = np.dtype(f"u{head.dtype.itemsize}")
     step = max(layout.BOX_BYTES * embedding.shape[0] // embedding.nbytes, 1)
-    for first in range(0, embedding.shape[0] if same else 0, step):
-        rows = slice(first, first + step)
-        same = same and np.array_equal(head.read(rows).view(bits), embedding.read(rows).view(bits))
-    if not same:
-        raise UserError(
-            f"{source.path}: {HEAD} differs from {EMBEDDING}, but {CONFIG} says they are tied; "
-            "correct tie_word_embeddings"
-        )
+    parts = (slice(first, first + step) for first in range(0, embedding.shape[0], step))
+    return all(
+        np.array_equal(head.read(rows).view(bits), embedding.read(rows).view(bits))
+        for rows in parts
+    )
 
 
 def _drop_unexpected(
