@@ -36,6 +36,8 @@ OPERATIONS = {  # kernel -> the operation that runs it
     "block_scores": "select_blocks",
     "top_blocks": "select_blocks",
     "selected_attention": "selected_attention",
+    "selected_attention_dq": "selected_attention",
+    "selected_attention_dkv": "selected_attention",
 }
 ROWS, KEYS, WARPS, STAGES = (16, 32, 64, 128), (32, 64, 128), (4, 8), (1, 2, 3, 4)
 

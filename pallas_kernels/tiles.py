@@ -19,11 +19,11 @@ class TileParams:
     """The sizes of one kernel.
 
     Attributes:
-      rows: rows of a program's tile: queries of one head; in `selected_attention` queries times the
-        padded heads of a group; in `decode_attention` queries times heads, at most; in
+      rows: rows of a program's tile: queries of one head; in `selected_attention*` queries times
+        the padded heads of a group; in `decode_attention` queries times heads, at most; in
         `top_blocks` score rows.
-      keys: keys, or block means, per step. In `selected_attention` the block size takes its place;
-        in `top_blocks` rows of more or fewer blocks make a program of fewer or more rows.
+      keys: keys, or block means, per step. In `selected_attention*` the block size takes its
+        place; in `top_blocks` rows of more or fewer blocks make a program of fewer or more rows.
       num_warps: warps of 32 threads per program.
       num_stages: loads in flight of a loop over keys.
     """
@@ -44,6 +44,8 @@ _HALF = {  # bfloat16 and float16: head width -> kernel -> sizes
         "block_scores": TileParams(128, 64, num_warps=8, num_stages=2),
         "top_blocks": TileParams(4, 2048, num_warps=4, num_stages=1),
         "selected_attention": TileParams(128, 64, num_warps=8, num_stages=2),
+        "selected_attention_dq": TileParams(128, 64, num_warps=8, num_stages=2),
+        "selected_attention_dkv": TileParams(64, 64, num_warps=8, num_stages=2),
     },
 }
 _HALF[64] = _HALF[128] | {
@@ -62,10 +64,14 @@ _FLOAT32 = {
         "block_scores": TileParams(32, 64, num_warps=8, num_stages=2),
         "top_blocks": TileParams(4, 2048, num_warps=4, num_stages=1),
         "selected_attention": TileParams(16, 64, num_warps=8, num_stages=2),
+        "selected_attention_dq": TileParams(16, 64, num_warps=8, num_stages=2),
+        "selected_attention_dkv": TileParams(16, 64, num_warps=8, num_stages=2),
     },
 }
 _FLOAT32[64] = _FLOAT32[128] | {
     "selected_attention": TileParams(32, 64, num_warps=8, num_stages=2),
+    "selected_attention_dq": TileParams(32, 64, num_warps=8, num_stages=2),
+    "selected_attention_dkv": TileParams(32, 64, num_warps=8, num_stages=2),
 }
 
 # (kernel, bytes per element, head width) -> sizes

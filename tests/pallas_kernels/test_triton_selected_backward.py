@@ -1,0 +1,238 @@
+"""The gradients of the selected branch on GPUs, interpreted, against float64 loops."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pallas_kernels import BlockSet, selected_attention
+from pallas_kernels.blocks import pack
+from pallas_kernels.selected_attention import triton_backward
+from pallas_kernels.selected_attention.triton import combined_attention
+from tests import testing
+from tests.pallas_kernels.softmax_loops import softmax_loops
+
+INTERPRETED = {"implementation": "triton", "interpret": True}
+NAMES = ("dq", "dk", "dv")
+
+
+def _inputs(queries, keys, heads, kv_heads, *, width=64, rows=1, dtype="float32"):
+    """q, k, v and the gradient of the result."""
+    rng = np.random.default_rng(queries + keys + heads)
+    shapes = (queries, heads), (keys, kv_heads), (keys, kv_heads), (queries, heads)
+    return tuple(jnp.asarray(rng.standard_normal((rows, *x, width)), dtype) for x in shapes)
+
+
+def _causal(queries, keys, *, rows=1):
+    """The last queries of the sequence, every eleventh one padding."""
+    pos = np.broadcast_to(np.arange(keys - queries, keys), (rows, queries)).astype(np.int32).copy()
+    pos[:, 5::11] = -1
+    return pos
+
+
+def _choice(pos, kv_heads, keys, block, density=0.3):
+    """bool[b s k c]: any blocks, before the query or after it; some queries choose none."""
+    rng = np.random.default_rng(keys)
+    shape = (*pos.shape, kv_heads, -(-keys // block))
+    return (rng.random(shape) < density) & (rng.random((*pos.shape, 1, 1)) < 0.9)
+
+
+def _seen(members, pos, keys, block):
+    """bool[b s k t]."""
+    t = np.arange(keys)
+    return members[..., t // block] & (t <= pos[..., None])[:, :, None]
+
+
+def _grads(arrays, members, pos, block, **settings):
+    *qkv, dout = arrays
+    blocks = BlockSet(pack(jnp.asarray(members)), block)
+    op = functools.partial(selected_attention, scale=dout.shape[3] ** -0.5, **settings)
+
+    @jax.jit
+    def run(q, k, v, dout):
+        return jax.vjp(lambda *x: op(*x, blocks, jnp.asarray(pos)), q, k, v)[1](dout)
+
+    return run(*qkv, dout)
+
+
+def _loops(arrays, seen):
+    """float64 loops, a KV head at a time: dq, dk, dv."""
+    q, k, v, dout = (np.asarray(x).astype(np.float64) for x in arrays)
+    group = q.shape[2] // k.shape[2]
+    parts = []
+    for head in range(k.shape[2]):
+        heads = slice(head * group, (head + 1) * group)
+        kv = (x[:, :, head : head + 1] for x in (k, v))
+        parts.append(softmax_loops(q[:, :, heads], *kv, dout[:, :, heads], seen[:, :, head])[1:])
+    return [np.concatenate(x, axis=2) for x in zip(*parts, strict=True)]
+
+
+def _check(got, want, dtype="float32"):
+    for name, x, y in zip(NAMES, got, want, strict=True):
+        assert x.dtype == dtype
+        # Twice as close as results have to be.
+        testing.assert_close(name, x, y, dtype=dtype, factor=0.5)
+
+
+@pytest.mark.parametrize(
+    ("group", "width", "block", "dtype"),
+    [
+        (1, 64, 32, "float32"),
+        (2, 64, 64, "float32"),
+        (4, 128, 32, "bfloat16"),
+        (7, 128, 64, "float32"),
+        (8, 64, 32, "float16"),
+        (16, 64, 32, "float32"),
+        (7, 128, 64, "bfloat16"),
+    ],
+)
+def test_equals_float64_loops(group, width, block, dtype):
+    queries, keys = 70, 200
+    arrays = _inputs(queries, keys, 2 * group, 2, width=width, rows=2, dtype=dtype)
+    pos = _causal(queries, keys, rows=2)
+    members = _choice(pos, 2, keys, block)
+    seen = _seen(members, pos, keys, block)
+    got = _grads(arrays, members, pos, block, **INTERPRETED)
+    _check(got, _loops(arrays, seen), dtype)
+    blind = ~np.repeat(seen.any(3), group, axis=2)
+    unused = ~seen.any(1).swapaxes(1, 2)
+    assert blind.any()
+    assert unused.any()
+    assert not np.asarray(got[0])[blind].any()
+    assert not any(np.asarray(x)[unused].any() for x in got[1:])
+
+
+@pytest.mark.parametrize("length", [1, 33, 130])
+def test_any_length(length):
+    arrays, pos = _inputs(length, length, 7, 1), np.arange(length, dtype=np.int32)[None]
+    members = _choice(pos, 1, length, 32, density=0.5)
+    got = _grads(arrays, members, pos, 32, **INTERPRETED)
+    _check(got, _loops(arrays, _seen(members, pos, length, 32)))
+
+
+def _kernels(arrays, members, pos, block, **settings):
+    """Runs the backward kernels on the results of the plain operation; `most` is known."""
+    q, k, v, dout = arrays
+    blocks = BlockSet(pack(jnp.asarray(members)), block, int(members.sum(3).max()))
+    scale, seen = q.shape[3] ** -0.5, _seen(members, pos, k.shape[1], block)
+    group = q.shape[2] // k.shape[2]
+    logits = jnp.einsum("bsnh,btnh->bsnt", q, jnp.repeat(k, group, axis=2)) * scale
+    logits = jnp.where(np.repeat(seen, group, axis=2), logits, -jnp.inf)
+    lse = jax.nn.logsumexp(logits, axis=-1)
+    out = selected_attention(q, k, v, blocks, pos, scale=scale, implementation="reference")
+    backward = functools.partial(triton_backward.backward, scale=scale, interpret=True, **settings)
+    return functools.partial(jax.jit(backward), (q, k, v, blocks, pos, out, lse), dout)
+
+
+def test_a_block_that_every_query_chooses_is_cut_into_segments():
+    arrays, pos = _inputs(90, 90, 2, 1), np.arange(90, dtype=np.int32)[None]
+    members = _choice(pos, 1, 90, 32, density=0.2)
+    members[..., 0] = True
+    want = _loops(arrays, _seen(members, pos, 90, 32))
+    for segment in (20, 2048):
+        _check(_kernels(arrays, members, pos, 32, segment=segment)(), want)
+
+
+def test_two_runs_are_equal_to_the_bit():
+    arrays, pos = _inputs(40, 100, 7, 1, dtype="bfloat16"), _causal(40, 100)
+    members = _choice(pos, 1, 100, 32)
+    members[..., 0] = True
+    run = _kernels(arrays, members, pos, 32, segment=16)
+    for x, y in zip(run(), run(), strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
+def test_no_choice_has_no_gradient():
+    arrays, pos = _inputs(20, 64, 2, 1), _causal(20, 64)
+    got = _grads(arrays, np.zeros((1, 20, 1, 2), bool), pos, 32, **INTERPRETED)
+    assert not any(np.asarray(x).any() for x in got)
+
+
+def test_packed_sequences_equal_separate_ones():
+    arrays = _inputs(64, 64, 2, 1, rows=2)
+    pos = np.tile(np.arange(64, dtype=np.int32), (2, 1))
+    pos[0, 50:] = -1  # padding after the first sequence
+    chosen = _choice(pos, 1, 64, 32, density=0.6)
+    separate = _grads(arrays, chosen, pos, 32, **INTERPRETED)
+    packed_pos = pos.reshape(1, 128).copy()
+    packed_pos[:, 64:] += 64
+    members = np.zeros((1, 128, 1, 4), bool)
+    members[0, :64, :, :2], members[0, 64:, :, 2:] = chosen
+    one_row = tuple(x.reshape(1, 128, *x.shape[2:]) for x in arrays)
+    packed = _grads(one_row, members, packed_pos, 32, **INTERPRETED)
+    for x, y in zip(packed, separate, strict=True):
+        testing.assert_close("packed", x, y.reshape(x.shape))
+
+
+def test_nan_in_what_nobody_sees_changes_nothing():
+    arrays, pos = _inputs(70, 190, 4, 2), _causal(70, 190)
+    pos[:, 40:] = -1  # the last keys are then in the future of all
+    members = _choice(pos, 2, 190, 32, density=0.2)
+    members[..., 1] = False
+    members[:, :4] = False  # queries that see nothing though they could, or only chose the future
+    members[:, :2, :, 5] = True
+    seen = _seen(members, pos, 190, 32)
+    q, k, v, dout = arrays
+    sees = np.repeat(seen.any(3), 2, axis=2)[..., None]
+    used = seen.any(1).swapaxes(1, 2)[..., None]
+    poisoned = tuple(
+        jnp.where(keep, x, jnp.nan) for keep, x in ((sees, q), (used, k), (used, v), (sees, dout))
+    )
+    assert all(np.isnan(x).any() for x in poisoned)
+    want = _grads(arrays, members, pos, 32, **INTERPRETED)
+    for x, y in zip(_grads(poisoned, members, pos, 32, **INTERPRETED), want, strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
+def test_an_infinite_gradient_stays_visible():
+    *qkv, dout = _inputs(40, 64, 2, 1)
+    pos = np.arange(24, 64, dtype=np.int32)[None]
+    members = np.ones((1, 40, 1, 2), bool)
+    got = _grads((*qkv, dout.at[0, 3, 1, 0].set(jnp.inf)), members, pos, 32, **INTERPRETED)
+    assert all(np.isnan(x).any() or np.isinf(x).any() for x in got)
+    assert np.isfinite(np.asarray(got[0])[0, 4:]).all()
+
+
+def test_the_gates_and_branches_of_the_fused_sum_have_gradients():
+    q, k, v, dout = _inputs(40, 100, 4, 2)
+    pos = _causal(40, 100)
+    members = _choice(pos, 2, 100, 32)
+    blocks = BlockSet(pack(jnp.asarray(members)), 32)
+    rng = np.random.default_rng(0)
+    shapes = (1, 40, 4, 3), q.shape, q.shape
+    gated = tuple(jnp.asarray(rng.standard_normal(x), jnp.float32) for x in shapes)
+    op = functools.partial(combined_attention, scale=64**-0.5, interpret=True)
+
+    @jax.jit
+    def grads(q, k, v, gated):
+        return jax.vjp(lambda *x: op(*x[:3], blocks, pos, x[3]), q, k, v, gated)[1](dout)
+
+    *got, (dgates, dcompressed, dwindow) = grads(q, k, v, gated)
+    gates, compressed, window = gated
+    live = (pos >= 0)[..., None, None]
+    dselected = jnp.where(live, gates[..., 1:2] * dout, 0)
+    _check(got, _loops((q, k, v, dselected), _seen(members, pos, 100, 32)))
+    selected = selected_attention(q, k, v, blocks, pos, scale=64**-0.5, implementation="reference")
+    for i, branch in enumerate((compressed, selected, window)):
+        want = jnp.where(live[..., 0], (branch * dout).sum(-1), 0)
+        testing.assert_close("dgates", dgates[..., i], want)
+    for i, gradient in ((0, dcompressed), (2, dwindow)):
+        testing.assert_close("branch", gradient, jnp.where(live, gates[..., i : i + 1] * dout, 0))
+
+
+def test_works_under_checkpoint_scan_and_donation():
+    q, k, v, dout = _inputs(24, 64, 2, 1)
+    pos = _causal(24, 64)
+    blocks = BlockSet(pack(jnp.asarray(_choice(pos, 1, 64, 32, density=0.6))), 32)
+
+    def loss(q, **how):
+        def layer(x, _):
+            return selected_attention(x, k, v, blocks, pos, scale=0.125, **how), None
+
+        return (jax.lax.scan(jax.checkpoint(layer), q, length=2)[0] * dout).sum()
+
+    want = jax.grad(functools.partial(loss, implementation="reference"))(q)
+    grad = jax.grad(functools.partial(loss, **INTERPRETED))
+    testing.assert_close("dq", jax.jit(grad, donate_argnums=0)(q), want)
