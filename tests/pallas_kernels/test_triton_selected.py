@@ -11,53 +11,23 @@ from pallas_kernels import BlockSet, selected_attention
 from pallas_kernels.blocks import pack
 from pallas_kernels.selected_attention.triton import combined_attention
 from tests import testing
-from tests.pallas_kernels.softmax_loops import softmax_loops
+from tests.pallas_kernels.chosen_blocks import causal, choice, inputs, loops, visible
 
 INTERPRETED = {"implementation": "triton", "interpret": True}
 
 
-def _inputs(queries, keys, heads, kv_heads, *, width=64, rows=1, dtype="float32"):
-    rng = np.random.default_rng(queries + keys + heads)
-    shapes = (queries, heads), (keys, kv_heads), (keys, kv_heads)
-    return tuple(jnp.asarray(rng.standard_normal((rows, *x, width)), dtype) for x in shapes)
+def _qkv(queries, keys, heads, kv_heads, **sizes):
+    return inputs(queries, keys, heads, kv_heads, **sizes)[:3]
 
 
-def _causal(queries, keys, *, rows=1):
-    """The last queries of the sequence, every eleventh one padding."""
-    pos = np.broadcast_to(np.arange(keys - queries, keys), (rows, queries)).astype(np.int32).copy()
-    pos[:, 5::11] = -1
-    return pos
-
-
-def _choice(pos, kv_heads, keys, block, density=0.3):
-    """bool[b s k c]: any blocks, before the query or after it; some queries choose none."""
-    rng = np.random.default_rng(keys)
-    shape = (*pos.shape, kv_heads, -(-keys // block))
-    return (rng.random(shape) < density) & (rng.random((*pos.shape, 1, 1)) < 0.9)
+def _loops(arrays, seen):
+    return loops((*arrays, arrays[0]), seen)[0]
 
 
 def _run(arrays, members, pos, block, **settings):
     blocks = BlockSet(pack(jnp.asarray(members)), block)
     op = functools.partial(selected_attention, scale=arrays[0].shape[3] ** -0.5)
     return jax.jit(functools.partial(op, **settings))(*arrays, blocks, jnp.asarray(pos))
-
-
-def _seen(members, pos, keys, block):
-    """bool[b s k t]."""
-    t = np.arange(keys)
-    return members[..., t // block] & (t <= pos[..., None])[:, :, None]
-
-
-def _loops(arrays, seen):
-    """float64 loops, a KV head at a time."""
-    q, k, v = (np.asarray(x).astype(np.float64) for x in arrays)
-    group = q.shape[2] // k.shape[2]
-    parts = []
-    for head in range(k.shape[2]):
-        heads = slice(head * group, (head + 1) * group)
-        kv = (x[:, :, head : head + 1] for x in (k, v))
-        parts.append(softmax_loops(q[:, :, heads], *kv, q[:, :, heads], seen[:, :, head])[0])
-    return np.concatenate(parts, axis=2)
 
 
 @pytest.mark.parametrize(
@@ -74,10 +44,10 @@ def _loops(arrays, seen):
 )
 def test_equals_float64_loops(group, width, block, dtype):
     queries, keys = 70, 200
-    arrays = _inputs(queries, keys, 2 * group, 2, width=width, rows=2, dtype=dtype)
-    pos = _causal(queries, keys, rows=2)
-    members = _choice(pos, 2, keys, block)
-    seen = _seen(members, pos, keys, block)
+    arrays = _qkv(queries, keys, 2 * group, 2, width=width, rows=2, dtype=dtype)
+    pos = causal(queries, keys, rows=2)
+    members = choice(pos, 2, keys, block)
+    seen = visible(members, pos, keys, block)
     got = _run(arrays, members, pos, block, **INTERPRETED)
     assert got.dtype == dtype
     testing.assert_close("out", got, _loops(arrays, seen), dtype=dtype)
@@ -88,23 +58,23 @@ def test_equals_float64_loops(group, width, block, dtype):
 
 @pytest.mark.parametrize("length", [1, 2, 31, 32, 33, 257])
 def test_any_length(length):
-    arrays, pos = _inputs(length, length, 7, 1), np.arange(length, dtype=np.int32)[None]
-    members = _choice(pos, 1, length, 32, density=0.5)
+    arrays, pos = _qkv(length, length, 7, 1), np.arange(length, dtype=np.int32)[None]
+    members = choice(pos, 1, length, 32, density=0.5)
     got = _run(arrays, members, pos, 32, **INTERPRETED)
-    testing.assert_close("out", got, _loops(arrays, _seen(members, pos, length, 32)))
+    testing.assert_close("out", got, _loops(arrays, visible(members, pos, length, 32)))
 
 
 def test_a_limit_past_the_keys_sees_all_keys():
-    arrays, pos = _inputs(3, 40, 2, 1), np.full((1, 3), 1000, np.int32)
+    arrays, pos = _qkv(3, 40, 2, 1), np.full((1, 3), 1000, np.int32)
     members = np.ones((1, 3, 1, 2), bool)
     got = _run(arrays, members, pos, 32, **INTERPRETED)
     testing.assert_close("out", got, _loops(arrays, np.ones((1, 3, 1, 40), bool)))
 
 
 def test_large_logits_stay_finite():
-    q, *kv = _inputs(70, 200, 4, 2)
-    pos = _causal(70, 200)
-    members = _choice(pos, 2, 200, 32)
+    q, *kv = _qkv(70, 200, 4, 2)
+    pos = causal(70, 200)
+    members = choice(pos, 2, 200, 32)
     got = _run((50 * q, *kv), members, pos, 32, **INTERPRETED)
     want = _run((50 * q, *kv), members, pos, 32, implementation="reference")
     testing.assert_close("out", got, want)
@@ -119,11 +89,11 @@ def _poisoned(arrays, seen, group):
 
 
 def test_nan_in_what_nobody_sees_changes_nothing():
-    arrays, pos = _inputs(70, 190, 4, 2), _causal(70, 190)
+    arrays, pos = _qkv(70, 190, 4, 2), causal(70, 190)
     pos[:, 40:] = -1  # the last keys are then in the future of all
-    members = _choice(pos, 2, 190, 32, density=0.2)
+    members = choice(pos, 2, 190, 32, density=0.2)
     members[..., 1] = False
-    seen = _seen(members, pos, 190, 32)
+    seen = visible(members, pos, 190, 32)
     poisoned = _poisoned(arrays, seen, 2)
     assert all(np.isnan(x).any() for x in poisoned)
     np.testing.assert_array_equal(
@@ -133,7 +103,7 @@ def test_nan_in_what_nobody_sees_changes_nothing():
 
 
 def test_a_key_that_others_of_the_tile_do_not_see_changes_nothing():
-    arrays, pos = _inputs(16, 128, 2, 1), np.arange(112, 128, dtype=np.int32)[None]
+    arrays, pos = _qkv(16, 128, 2, 1), np.arange(112, 128, dtype=np.int32)[None]
     members = np.zeros((1, 16, 1, 4), bool)
     members[:, :8, :, 0] = members[:, 8:, :, 1] = True
     q, k, v = arrays
@@ -161,11 +131,11 @@ def _gated_sum(gated, selected):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_the_fused_sum_equals_the_sum_of_branches(dtype):
-    arrays = _inputs(70, 200, 14, 2, rows=2, dtype=dtype)
-    pos = _causal(70, 200, rows=2)
-    members = _choice(pos, 2, 200, 32)
+    arrays = _qkv(70, 200, 14, 2, rows=2, dtype=dtype)
+    pos = causal(70, 200, rows=2)
+    members = choice(pos, 2, 200, 32)
     members[..., 0] = True
-    seen = _seen(members, pos, 200, 32)
+    seen = visible(members, pos, 200, 32)
     gated = _gated(arrays, seen, dtype)
     blocks = BlockSet(pack(jnp.asarray(members)), 32)
     run = functools.partial(combined_attention, scale=64**-0.5, interpret=True)
@@ -175,6 +145,6 @@ def test_the_fused_sum_equals_the_sum_of_branches(dtype):
 
 
 def test_a_block_size_without_a_kernel_is_named():
-    arrays, pos = _inputs(4, 32, 2, 1), _causal(4, 32)
+    arrays, pos = _qkv(4, 32, 2, 1), causal(4, 32)
     with pytest.raises(ValueError, match=r"block size 16 .* use one of \(32, 64\) or .*'xla'"):
         _run(arrays, np.ones((1, 4, 1, 2), bool), pos, 16, **INTERPRETED)

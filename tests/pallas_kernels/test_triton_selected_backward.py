@@ -12,37 +12,10 @@ from pallas_kernels.blocks import pack
 from pallas_kernels.selected_attention import triton_backward
 from pallas_kernels.selected_attention.triton import combined_attention
 from tests import testing
-from tests.pallas_kernels.softmax_loops import softmax_loops
+from tests.pallas_kernels.chosen_blocks import causal, choice, inputs, loops, visible
 
 INTERPRETED = {"implementation": "triton", "interpret": True}
 NAMES = ("dq", "dk", "dv")
-
-
-def _inputs(queries, keys, heads, kv_heads, *, width=64, rows=1, dtype="float32"):
-    """q, k, v and the gradient of the result."""
-    rng = np.random.default_rng(queries + keys + heads)
-    shapes = (queries, heads), (keys, kv_heads), (keys, kv_heads), (queries, heads)
-    return tuple(jnp.asarray(rng.standard_normal((rows, *x, width)), dtype) for x in shapes)
-
-
-def _causal(queries, keys, *, rows=1):
-    """The last queries of the sequence, every eleventh one padding."""
-    pos = np.broadcast_to(np.arange(keys - queries, keys), (rows, queries)).astype(np.int32).copy()
-    pos[:, 5::11] = -1
-    return pos
-
-
-def _choice(pos, kv_heads, keys, block, density=0.3):
-    """bool[b s k c]: any blocks, before the query or after it; some queries choose none."""
-    rng = np.random.default_rng(keys)
-    shape = (*pos.shape, kv_heads, -(-keys // block))
-    return (rng.random(shape) < density) & (rng.random((*pos.shape, 1, 1)) < 0.9)
-
-
-def _seen(members, pos, keys, block):
-    """bool[b s k t]."""
-    t = np.arange(keys)
-    return members[..., t // block] & (t <= pos[..., None])[:, :, None]
 
 
 def _grads(arrays, members, pos, block, **settings):
@@ -55,18 +28,6 @@ def _grads(arrays, members, pos, block, **settings):
         return jax.vjp(lambda *x: op(*x, blocks, jnp.asarray(pos)), q, k, v)[1](dout)
 
     return run(*qkv, dout)
-
-
-def _loops(arrays, seen):
-    """float64 loops, a KV head at a time: dq, dk, dv."""
-    q, k, v, dout = (np.asarray(x).astype(np.float64) for x in arrays)
-    group = q.shape[2] // k.shape[2]
-    parts = []
-    for head in range(k.shape[2]):
-        heads = slice(head * group, (head + 1) * group)
-        kv = (x[:, :, head : head + 1] for x in (k, v))
-        parts.append(softmax_loops(q[:, :, heads], *kv, dout[:, :, heads], seen[:, :, head])[1:])
-    return [np.concatenate(x, axis=2) for x in zip(*parts, strict=True)]
 
 
 def _check(got, want, dtype="float32"):
@@ -90,12 +51,12 @@ def _check(got, want, dtype="float32"):
 )
 def test_equals_float64_loops(group, width, block, dtype):
     queries, keys = 70, 200
-    arrays = _inputs(queries, keys, 2 * group, 2, width=width, rows=2, dtype=dtype)
-    pos = _causal(queries, keys, rows=2)
-    members = _choice(pos, 2, keys, block)
-    seen = _seen(members, pos, keys, block)
+    arrays = inputs(queries, keys, 2 * group, 2, width=width, rows=2, dtype=dtype)
+    pos = causal(queries, keys, rows=2)
+    members = choice(pos, 2, keys, block)
+    seen = visible(members, pos, keys, block)
     got = _grads(arrays, members, pos, block, **INTERPRETED)
-    _check(got, _loops(arrays, seen), dtype)
+    _check(got, loops(arrays, seen)[1:], dtype)
     blind = ~np.repeat(seen.any(3), group, axis=2)
     unused = ~seen.any(1).swapaxes(1, 2)
     assert blind.any()
@@ -106,17 +67,17 @@ def test_equals_float64_loops(group, width, block, dtype):
 
 @pytest.mark.parametrize("length", [1, 33, 130])
 def test_any_length(length):
-    arrays, pos = _inputs(length, length, 7, 1), np.arange(length, dtype=np.int32)[None]
-    members = _choice(pos, 1, length, 32, density=0.5)
+    arrays, pos = inputs(length, length, 7, 1), np.arange(length, dtype=np.int32)[None]
+    members = choice(pos, 1, length, 32, density=0.5)
     got = _grads(arrays, members, pos, 32, **INTERPRETED)
-    _check(got, _loops(arrays, _seen(members, pos, length, 32)))
+    _check(got, loops(arrays, visible(members, pos, length, 32))[1:])
 
 
 def _kernels(arrays, members, pos, block, **settings):
     """Runs the backward kernels on the results of the plain operation; `most` is known."""
     q, k, v, dout = arrays
     blocks = BlockSet(pack(jnp.asarray(members)), block, int(members.sum(3).max()))
-    scale, seen = q.shape[3] ** -0.5, _seen(members, pos, k.shape[1], block)
+    scale, seen = q.shape[3] ** -0.5, visible(members, pos, k.shape[1], block)
     group = q.shape[2] // k.shape[2]
     logits = jnp.einsum("bsnh,btnh->bsnt", q, jnp.repeat(k, group, axis=2)) * scale
     logits = jnp.where(np.repeat(seen, group, axis=2), logits, -jnp.inf)
@@ -127,17 +88,17 @@ def _kernels(arrays, members, pos, block, **settings):
 
 
 def test_a_block_that_every_query_chooses_is_cut_into_segments():
-    arrays, pos = _inputs(90, 90, 2, 1), np.arange(90, dtype=np.int32)[None]
-    members = _choice(pos, 1, 90, 32, density=0.2)
+    arrays, pos = inputs(90, 90, 2, 1), np.arange(90, dtype=np.int32)[None]
+    members = choice(pos, 1, 90, 32, density=0.2)
     members[..., 0] = True
-    want = _loops(arrays, _seen(members, pos, 90, 32))
+    want = loops(arrays, visible(members, pos, 90, 32))[1:]
     for segment in (20, 2048):
         _check(_kernels(arrays, members, pos, 32, segment=segment)(), want)
 
 
 def test_two_runs_are_equal_to_the_bit():
-    arrays, pos = _inputs(40, 100, 7, 1, dtype="bfloat16"), _causal(40, 100)
-    members = _choice(pos, 1, 100, 32)
+    arrays, pos = inputs(40, 100, 7, 1, dtype="bfloat16"), causal(40, 100)
+    members = choice(pos, 1, 100, 32)
     members[..., 0] = True
     run = _kernels(arrays, members, pos, 32, segment=16)
     for x, y in zip(run(), run(), strict=True):
@@ -145,16 +106,16 @@ def test_two_runs_are_equal_to_the_bit():
 
 
 def test_no_choice_has_no_gradient():
-    arrays, pos = _inputs(20, 64, 2, 1), _causal(20, 64)
+    arrays, pos = inputs(20, 64, 2, 1), causal(20, 64)
     got = _grads(arrays, np.zeros((1, 20, 1, 2), bool), pos, 32, **INTERPRETED)
     assert not any(np.asarray(x).any() for x in got)
 
 
 def test_packed_sequences_equal_separate_ones():
-    arrays = _inputs(64, 64, 2, 1, rows=2)
+    arrays = inputs(64, 64, 2, 1, rows=2)
     pos = np.tile(np.arange(64, dtype=np.int32), (2, 1))
     pos[0, 50:] = -1  # padding after the first sequence
-    chosen = _choice(pos, 1, 64, 32, density=0.6)
+    chosen = choice(pos, 1, 64, 32, density=0.6)
     separate = _grads(arrays, chosen, pos, 32, **INTERPRETED)
     packed_pos = pos.reshape(1, 128).copy()
     packed_pos[:, 64:] += 64
@@ -167,13 +128,13 @@ def test_packed_sequences_equal_separate_ones():
 
 
 def test_nan_in_what_nobody_sees_changes_nothing():
-    arrays, pos = _inputs(70, 190, 4, 2), _causal(70, 190)
+    arrays, pos = inputs(70, 190, 4, 2), causal(70, 190)
     pos[:, 40:] = -1  # the last keys are then in the future of all
-    members = _choice(pos, 2, 190, 32, density=0.2)
+    members = choice(pos, 2, 190, 32, density=0.2)
     members[..., 1] = False
     members[:, :4] = False  # queries that see nothing though they could, or only chose the future
     members[:, :2, :, 5] = True
-    seen = _seen(members, pos, 190, 32)
+    seen = visible(members, pos, 190, 32)
     q, k, v, dout = arrays
     sees = np.repeat(seen.any(3), 2, axis=2)[..., None]
     used = seen.any(1).swapaxes(1, 2)[..., None]
@@ -187,7 +148,7 @@ def test_nan_in_what_nobody_sees_changes_nothing():
 
 
 def test_an_infinite_gradient_stays_visible():
-    *qkv, dout = _inputs(40, 64, 2, 1)
+    *qkv, dout = inputs(40, 64, 2, 1)
     pos = np.arange(24, 64, dtype=np.int32)[None]
     members = np.ones((1, 40, 1, 2), bool)
     got = _grads((*qkv, dout.at[0, 3, 1, 0].set(jnp.inf)), members, pos, 32, **INTERPRETED)
@@ -196,9 +157,9 @@ def test_an_infinite_gradient_stays_visible():
 
 
 def test_the_gates_and_branches_of_the_fused_sum_have_gradients():
-    q, k, v, dout = _inputs(40, 100, 4, 2)
-    pos = _causal(40, 100)
-    members = _choice(pos, 2, 100, 32)
+    q, k, v, dout = inputs(40, 100, 4, 2)
+    pos = causal(40, 100)
+    members = choice(pos, 2, 100, 32)
     blocks = BlockSet(pack(jnp.asarray(members)), 32)
     rng = np.random.default_rng(0)
     shapes = (1, 40, 4, 3), q.shape, q.shape
@@ -213,7 +174,7 @@ def test_the_gates_and_branches_of_the_fused_sum_have_gradients():
     gates, compressed, window = gated
     live = (pos >= 0)[..., None, None]
     dselected = jnp.where(live, gates[..., 1:2] * dout, 0)
-    _check(got, _loops((q, k, v, dselected), _seen(members, pos, 100, 32)))
+    _check(got, loops((q, k, v, dselected), visible(members, pos, 100, 32))[1:])
     selected = selected_attention(q, k, v, blocks, pos, scale=64**-0.5, implementation="reference")
     for i, branch in enumerate((compressed, selected, window)):
         want = jnp.where(live[..., 0], (branch * dout).sum(-1), 0)
@@ -223,9 +184,9 @@ def test_the_gates_and_branches_of_the_fused_sum_have_gradients():
 
 
 def test_works_under_checkpoint_scan_and_donation():
-    q, k, v, dout = _inputs(24, 64, 2, 1)
-    pos = _causal(24, 64)
-    blocks = BlockSet(pack(jnp.asarray(_choice(pos, 1, 64, 32, density=0.6))), 32)
+    q, k, v, dout = inputs(24, 64, 2, 1)
+    pos = causal(24, 64)
+    blocks = BlockSet(pack(jnp.asarray(choice(pos, 1, 64, 32, density=0.6))), 32)
 
     def loss(q, **how):
         def layer(x, _):
