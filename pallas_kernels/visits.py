@@ -1,4 +1,4 @@
-"""Which key tiles each tile of queries visits, and which of them whole: schedules in plain JAX.
+"""Which key tiles each tile of queries visits, or the reverse: schedules in plain JAX.
 
 A key tile is whole for a tile of queries when every query that sees anything sees all of its keys;
 nothing has to be masked there. Queries that see nothing take part in no bound: what a kernel
@@ -18,7 +18,9 @@ _FEW = 64  # queries that are compared with every key directly
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Visits:
-    """The tiles of keys at places first .. last - 1; those at whole_first .. whole_last - 1 whole.
+    """The tiles at places first .. last - 1; those at whole_first .. whole_last - 1 whole.
+
+    They are tiles of keys that a tile of queries visits, or the reverse; see the two functions.
 
     Attributes:
       key_pos: i32[b t] position of each key, -1 for one that no query sees.
@@ -32,23 +34,43 @@ class Visits:
 
     @classmethod
     def plan(cls, sight, t: int, *, queries: int, keys: int) -> "Visits":
-        """Plans tiles of `queries` queries and `keys` of t keys for a `Sight` without blocks."""
-        if sight.key_pos is None:
-            lo, hi = (jnp.clip(x, 0, t) for x in (sight.lo, sight.hi))
-            key_pos = jnp.broadcast_to(jnp.arange(t, dtype=jnp.int32), (lo.shape[0], t))
-        else:
-            lo, hi, key_pos = jnp.maximum(sight.lo, 0), sight.hi, sight.key_pos
-        if lo.shape[1] <= _FEW:
-            seen = _seen_directly(lo, hi, key_pos)
-        elif sight.key_pos is None:
-            seen = _seen_by_index(lo, hi, t)
-        else:
-            seen = _seen_by_position(lo, hi, key_pos)
-        key_pos = jnp.where(seen, key_pos, -1)
-        bounds = _Bounds.of(lo, hi, queries)
+        """The tiles of `keys` of t keys that each tile of `queries` queries visits.
+
+        The `Sight` is one without blocks.
+        """
+        key_pos, bounds = _prepare(sight, t, queries)
         if sight.key_pos is None:
             return cls(key_pos, _ranges(bounds, keys), None)
-        return cls(key_pos, *_lists(bounds, key_pos, keys))
+        return cls(key_pos, *_lists(*_pairs(bounds, key_pos, keys)))
+
+    @classmethod
+    def plan_by_key(cls, sight, t: int, *, queries: int, keys: int) -> "Visits":
+        """The tiles of `queries` queries that visit each tile of `keys` of t keys.
+
+        Where positions are indices a span also holds tiles that see none of the keys if some
+        before and after them do.
+        """
+        key_pos, bounds = _prepare(sight, t, queries)
+        if sight.key_pos is None:
+            return cls(key_pos, _turned(_ranges(bounds, keys), -(-t // keys)), None)
+        pairs = _pairs(bounds, key_pos, keys)
+        return cls(key_pos, *_lists(*(jnp.swapaxes(x, 1, 2) for x in pairs)))
+
+
+def _prepare(sight, t, queries):
+    """key_pos as in `Visits`, and the `_Bounds` of tiles of `queries` queries."""
+    if sight.key_pos is None:
+        lo, hi = (jnp.clip(x, 0, t) for x in (sight.lo, sight.hi))
+        key_pos = jnp.broadcast_to(jnp.arange(t, dtype=jnp.int32), (lo.shape[0], t))
+    else:
+        lo, hi, key_pos = jnp.maximum(sight.lo, 0), sight.hi, sight.key_pos
+    if lo.shape[1] <= _FEW:
+        seen = _seen_directly(lo, hi, key_pos)
+    elif sight.key_pos is None:
+        seen = _seen_by_index(lo, hi, t)
+    else:
+        seen = _seen_by_position(lo, hi, key_pos)
+    return jnp.where(seen, key_pos, -1), _Bounds.of(lo, hi, queries)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,11 +103,36 @@ def _ranges(bounds, keys):
     return jnp.where(bounds.live[..., None], spans, 0)
 
 
-def _lists(bounds, key_pos, keys):
-    """The spans and ids where positions are given: first the whole tiles, then the others.
+def _turned(spans, count):
+    """Spans [b tiles 4] of `count` tiles of keys -> those of tiles of queries [b count 4]."""
+    first, whole_first, whole_last, last = jnp.moveaxis(spans, 2, 0)
+    b, tiles = first.shape
+    row, live = jnp.arange(b)[:, None], last > first  # the others bound nothing
+    number = jnp.broadcast_to(jnp.arange(tiles, dtype=jnp.int32), first.shape)
 
-    A list has a slot per tile of keys: s t / (rows keys) numbers in all.
-    """
+    def least_after(at):
+        """i32[b count]: the first tile with at > c, for each c."""
+        ends = (
+            jnp.full((b, count + 1), tiles, jnp.int32)
+            .at[row, at]
+            .min(jnp.where(live, number, tiles))
+        )
+        return jax.lax.cummin(ends, axis=1, reverse=True)[:, 1:]
+
+    def behind_upto(at):
+        """i32[b count]: one past the last tile with at <= c."""
+        ends = jnp.zeros((b, count + 1), jnp.int32).at[row, at].max(jnp.where(live, number + 1, 0))
+        return jax.lax.cummax(ends, axis=1)[:, :-1]
+
+    end = behind_upto(first)
+    begin = jnp.minimum(least_after(last), end)
+    whole_begin = jnp.clip(behind_upto(whole_last), begin, end)
+    whole_end = jnp.clip(least_after(whole_first), whole_begin, end)
+    return jnp.stack([begin, whole_begin, whole_end, end], axis=-1)
+
+
+def _pairs(bounds, key_pos, keys):
+    """bool[b tiles c] where positions are given: which key tiles are visited, and which whole."""
     b, t = key_pos.shape
     tiled = jnp.pad(key_pos, ((0, 0), (0, -t % keys)), constant_values=-1).reshape(b, 1, -1, keys)
     least, greatest = tiled.min(-1), tiled.max(-1)  # [b 1 c]
@@ -94,8 +141,14 @@ def _lists(bounds, key_pos, keys):
         x[..., None] for x in (bounds.min_lo, bounds.max_lo, bounds.min_hi, bounds.max_hi)
     )
     reach = (least_seen < max_hi) & (min_lo <= greatest)
-    whole = reach & (max_lo <= least) & (greatest < min_hi)
+    return reach, reach & (max_lo <= least) & (greatest < min_hi)
 
+
+def _lists(reach, whole):
+    """The spans and ids of visits bool[b tiles c]: first the whole tiles, then the others.
+
+    A list has a slot per tile of the other side: s t / (rows keys) numbers in all.
+    """
     part = reach & ~whole
     wholes = whole.sum(-1, dtype=jnp.int32)
     c = reach.shape[-1]

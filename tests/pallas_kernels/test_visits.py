@@ -63,6 +63,32 @@ def test_whole_tiles_are_all_that_every_query_sees(s, is_listed):
             assert (number in whole) == complete
 
 
+@pytest.mark.parametrize("s", [1, 40, 150])
+@pytest.mark.parametrize("order", ["forward", "any", "listed"])
+def test_from_the_side_of_the_keys_nothing_is_lost_and_whole_tiles_are_whole(s, order):
+    rng = np.random.default_rng(s)
+    t = 61
+    lo, hi = _ranges(rng, s, t)
+    key_pos = None
+    if order == "any":
+        lo, hi = (x[:, rng.permutation(s)] for x in (lo, hi))
+    if order == "listed":
+        key_pos = jnp.asarray([np.roll(np.arange(t), 20), rng.permutation(t)], jnp.int32)
+    sight = Sight(lo, hi, key_pos)
+    visits = Visits.plan_by_key(sight, t, queries=QUERIES, keys=KEYS)
+    seen, live = _seen(sight, t), np.asarray(hi > lo)
+    for row, tile in np.ndindex(2, -(-t // KEYS)):
+        whole, part = _visited(visits, row, tile)
+        see = seen[row, :, tile * KEYS : (tile + 1) * KEYS]
+        for number in range(-(-s // QUERIES)):
+            here = slice(number * QUERIES, (number + 1) * QUERIES)
+            if see[here].any():
+                assert number in whole | part
+            if number in whole:
+                assert see.shape[1] == KEYS
+                assert see[here][live[row, here]].all()
+
+
 @pytest.mark.parametrize("s", [40, 150])
 @pytest.mark.parametrize("is_listed", [False, True])
 def test_keys_that_nobody_sees_lose_their_position(s, is_listed):
@@ -85,3 +111,22 @@ def test_causal_attention_masks_the_diagonal_only():
         whole, part = _visited(visits, 0, tile)
         assert whole == set(range(2 * tile))
         assert part == {2 * tile, 2 * tile + 1}
+
+
+def test_from_the_side_of_the_keys_causal_attention_masks_the_diagonal_only():
+    # Two packed sequences of 32 keys.
+    pos = jnp.arange(64, dtype=jnp.int32)[None]
+    visits = Visits.plan_by_key(Sight(pos // 32 * 32, pos + 1), 64, queries=QUERIES, keys=KEYS)
+    for tile in range(16):
+        whole, part = _visited(visits, 0, tile)
+        assert part == {tile // 2}
+        assert whole == set(range(tile // 2 + 1, 4 if tile < 8 else 8))
+
+
+def test_from_the_side_of_the_keys_a_window_visits_no_more_than_it_spans():
+    pos = jnp.arange(64, dtype=jnp.int32)[None]
+    visits = Visits.plan_by_key(Sight(pos - 16, pos + 1), 64, queries=QUERIES, keys=KEYS)
+    for tile in range(16):
+        whole, part = _visited(visits, 0, tile)
+        seen_by = range(tile * KEYS, min(tile * KEYS + KEYS + 16, 64))
+        assert whole | part == {query // QUERIES for query in seen_by}
