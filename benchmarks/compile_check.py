@@ -28,7 +28,7 @@ import platform
 import sys
 
 from benchmarks.aot import hopper
-from benchmarks.aot.cases import forward_cases
+from benchmarks.aot.cases import backward_cases, forward_cases
 from benchmarks.aot.prefill import prefill_case
 from benchmarks.aot.report import NotHere, Rejected
 from benchmarks.inputs import BLOCK_COUNT, BLOCK_SIZE, HEADS, KV_HEADS, WIDTH, WINDOW_SIZE
@@ -70,10 +70,13 @@ def check(target, args):
 
     for tokens in (int(tokens) for tokens in args.tokens.split(",")):
         shape = {"dtype": args.dtype, "width": args.head_width}
-        for case in forward_cases(tokens, implementation=target.IMPLEMENTATION, **shape):
-            name = f"{case.name} at {tokens} tokens"
+        shape["implementation"] = target.IMPLEMENTATION
+        for case in (*forward_cases(tokens, **shape), *backward_cases(tokens, **shape)):
+            name = f"{case.name}, {case.phase}, at {tokens} tokens"
             if program := compiled(name, args.dtype, case.run, case.arguments):
-                kernels += [_kernel_row(case, tokens, program, use) for use in program.kernels]
+                rows = [_kernel_row(case, tokens, program, use) for use in program.kernels]
+                known = {(row["name"], row["tokens"]) for row in kernels}
+                kernels += [row for row in rows if (row["name"], tokens) not in known]
     if args.prefill:
         case = prefill_case(args.prefill, TEXT_TOKENS)
         if program := compiled("7B prefill", COMPUTED_IN, *case):

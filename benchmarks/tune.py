@@ -20,7 +20,7 @@ import jax.numpy as jnp
 
 from benchmarks import programs
 from benchmarks.aot import hopper
-from benchmarks.aot.cases import forward_cases
+from benchmarks.aot.cases import backward_cases, forward_cases, gradients
 from benchmarks.inputs import WIDTH
 from benchmarks.timing import calls_per_sample, seconds
 from pallas_kernels import tiles
@@ -36,9 +36,12 @@ OPERATIONS = {  # kernel -> the operation that runs it
     "block_scores": "select_blocks",
     "top_blocks": "select_blocks",
     "selected_attention": "selected_attention",
+    "attention_dq": "compressed_attention",
+    "attention_dkv": "compressed_attention",
     "selected_attention_dq": "selected_attention",
     "selected_attention_dkv": "selected_attention",
 }
+BACKWARD = ("_dq", "_dkv")  # the ends of the names of kernels for gradients
 ROWS, KEYS, WARPS, STAGES = (16, 32, 64, 128), (32, 64, 128), (4, 8), (1, 2, 3, 4)
 
 
@@ -47,7 +50,7 @@ def candidates(kernel, default):
     rows, keys, stages = ROWS, KEYS, STAGES
     if kernel == "decode_attention":
         rows = (default.rows,)
-    if kernel == "selected_attention":
+    if kernel.startswith("selected_attention"):
         keys = (default.keys,)
     if kernel == "top_blocks":
         rows, keys, stages = (1, 2, 4, 8), (default.keys,), (1,)
@@ -69,9 +72,8 @@ def choices(kernel, args):
 
 def compile_all(kernel, args):
     """Prints what each choice uses when compiled for an H100."""
-    cases = forward_cases(
-        args.tokens, implementation="triton", dtype=args.dtype, width=args.head_width
-    )
+    cases_of = backward_cases if kernel.endswith(BACKWARD) else forward_cases
+    cases = cases_of(args.tokens, implementation="triton", dtype=args.dtype, width=args.head_width)
     (case,) = (case for case in cases if case.name == OPERATIONS[kernel])
     for params in choices(kernel, args):
         try:
@@ -98,6 +100,8 @@ def time_all(kernel, args):
         **programs.decoding(args.tokens, 1, args.dtype),
     }
     op, arrays = operations[OPERATIONS[kernel]]
+    if kernel.endswith(BACKWARD):
+        op = gradients(op, arrays)
     times = {}
     for params in choices(kernel, args):
         try:

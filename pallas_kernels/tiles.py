@@ -40,6 +40,8 @@ _HALF = {  # bfloat16 and float16: head width -> kernel -> sizes
         "compressed_attention": TileParams(128, 64, num_warps=8, num_stages=3),
         "window_attention": TileParams(128, 64, num_warps=8, num_stages=3),
         "interval_attention": TileParams(64, 64, num_warps=4, num_stages=2),
+        "attention_dq": TileParams(128, 64, num_warps=8, num_stages=2),
+        "attention_dkv": TileParams(32, 128, num_warps=8, num_stages=2),
         "decode_attention": TileParams(64, 64, num_warps=4, num_stages=3),
         "block_scores": TileParams(128, 64, num_warps=8, num_stages=2),
         "top_blocks": TileParams(4, 2048, num_warps=4, num_stages=1),
@@ -52,6 +54,8 @@ _HALF[64] = _HALF[128] | {
     "dense_attention": TileParams(128, 64, num_warps=4, num_stages=3),
     "compressed_attention": TileParams(128, 64, num_warps=4, num_stages=3),
     "window_attention": TileParams(128, 64, num_warps=4, num_stages=3),
+    "attention_dq": TileParams(128, 64, num_warps=4, num_stages=2),
+    "attention_dkv": TileParams(64, 128, num_warps=8, num_stages=2),
 }
 # True float32 products run on the ordinary units, whose operands all sit in registers.
 _FLOAT32 = {
@@ -60,6 +64,8 @@ _FLOAT32 = {
         "compressed_attention": TileParams(32, 64, num_warps=16, num_stages=2),
         "window_attention": TileParams(32, 64, num_warps=16, num_stages=2),
         "interval_attention": TileParams(32, 64, num_warps=16, num_stages=2),
+        "attention_dq": TileParams(32, 32, num_warps=16, num_stages=2),
+        "attention_dkv": TileParams(32, 32, num_warps=16, num_stages=2),
         "decode_attention": TileParams(16, 32, num_warps=8, num_stages=2),
         "block_scores": TileParams(32, 64, num_warps=8, num_stages=2),
         "top_blocks": TileParams(4, 2048, num_warps=4, num_stages=1),
@@ -69,6 +75,8 @@ _FLOAT32 = {
     },
 }
 _FLOAT32[64] = _FLOAT32[128] | {
+    "attention_dq": TileParams(32, 32, num_warps=8, num_stages=2),
+    "attention_dkv": TileParams(32, 32, num_warps=8, num_stages=2),
     "selected_attention": TileParams(32, 64, num_warps=8, num_stages=2),
     "selected_attention_dq": TileParams(32, 64, num_warps=8, num_stages=2),
     "selected_attention_dkv": TileParams(32, 64, num_warps=8, num_stages=2),

@@ -4,7 +4,7 @@ A program takes a tile of queries of one head, walks the key tiles of its schedu
 softmax statistics in float32: first the tiles that it sees whole, without a mask, then the others.
 Where the queries are few, the heads of a group become queries, so that keys are read once per
 group, and several programs share the keys of a tile; their results are merged by lse in a fixed
-order. The backward pass is that of `flash`.
+order.
 """
 
 import dataclasses
@@ -13,34 +13,12 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels import compat, flash, tile_math, tiles
+from pallas_kernels import compat, tile_math, triton_flash_backward
 from pallas_kernels.compat import pl, plgpu
-from pallas_kernels.schedule import Tiles
+from pallas_kernels.triton_walk import LEAST_ROWS, LEAST_VISITS, load, per_tile, sizes, store, walk
 from pallas_kernels.visits import Visits
 
-LEAST_ROWS = 16  # of a matrix product
 PROGRAMS = 264  # to keep a Hopper GPU busy: two for each of its 132 multiprocessors
-LEAST_VISITS = 4  # key tiles that are worth a program of their own
-
-
-@dataclasses.dataclass(frozen=True)
-class Job:
-    """What is static about one operation.
-
-    Attributes:
-      name: of the operation, in `tiles` and in the names of its kernels; those for few queries are
-        "decode_attention" in `tiles`.
-      scale: factor of the logits.
-      backward: tiles of the backward pass.
-      interpret: run in the interpreter.
-      reach: no query sees keys further apart than this; None: not known.
-    """
-
-    name: str
-    scale: float
-    backward: Tiles
-    interpret: bool
-    reach: int | None = None
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnames=("job",))
@@ -61,7 +39,7 @@ def attend(q, k, v, sight, job):
     b, s, n, h = q.shape
     heads = k.shape[2]
     group = n // heads
-    if group == 1 or s * group > _sizes("decode_attention", q).rows:
+    if group == 1 or s * group > sizes("decode_attention", q).rows:
         return _launch(q, k, v, sight, "fwd", job)
     packed = jnp.swapaxes(q.reshape(b, s, heads, group, h), 2, 3).reshape(b, -1, heads, h)
     out, lse = _launch(packed, k, v, sight, "decode", job)
@@ -75,7 +53,7 @@ def _attend_fwd(q, k, v, sight, job):
 
 
 def _attend_bwd(job, residuals, cotangents):
-    return *flash.backward(residuals, cotangents[0], job.scale, job.backward), None
+    return *triton_flash_backward.backward(residuals, cotangents[0], job), None
 
 
 attend.defvjp(_attend_fwd, _attend_bwd)
@@ -103,18 +81,18 @@ def _launch(q, k, v, sight, part, job):
     b, s, n, h = q.shape
     t, heads = k.shape[1:3]
     queries = sight.lo.shape[1]
-    sizes = _sizes("decode_attention" if part == "decode" else job.name, q)
-    rows = min(max(pl.next_power_of_2(s), LEAST_ROWS), sizes.rows)
+    params = sizes("decode_attention" if part == "decode" else job.name, q)
+    rows = min(max(pl.next_power_of_2(s), LEAST_ROWS), params.rows)
     count = -(-s // rows)
     reach = t if job.reach is None else min(job.reach + rows, t)
-    splits = min(PROGRAMS // (count * n * b), reach // (sizes.keys * LEAST_VISITS))
+    splits = min(PROGRAMS // (count * n * b), reach // (params.keys * LEAST_VISITS))
     cut = _Cut(rows, count, max(splits, 1), n // heads)
 
     def per_row(x):
         """i32[b queries] -> i32[b tiles*rows]; rows that fill the last tile see nothing."""
-        return jnp.pad(jnp.repeat(x, s // queries, axis=1), ((0, 0), (0, count * rows - s)))
+        return per_tile(jnp.repeat(x, s // queries, axis=1), count * rows, 0)
 
-    visits = Visits.plan(sight, t, queries=min(rows, queries), keys=sizes.keys)
+    visits = Visits.plan(sight, t, queries=min(rows, queries), keys=params.keys)
     schedule = [visits.spans] if visits.ids is None else [visits.spans, visits.ids]
     in_specs, out_specs = _specs(cut, schedule, k.shape)
     partial_dtype = q.dtype if cut.splits == 1 else jnp.float32
@@ -123,7 +101,7 @@ def _launch(q, k, v, sight, part, job):
             _interval_kernel,
             cut=cut,
             queries=s,
-            keys=sizes.keys,
+            keys=params.keys,
             width=h,
             scale=job.scale * tile_math.LOG2E,
         ),
@@ -134,16 +112,12 @@ def _launch(q, k, v, sight, part, job):
             jax.ShapeDtypeStruct((b * cut.splits, s, n, h), partial_dtype),
             jax.ShapeDtypeStruct((b * cut.splits, s, n), jnp.float32),
         ),
-        num_warps=sizes.num_warps,
-        num_stages=sizes.num_stages,
+        num_warps=params.num_warps,
+        num_stages=params.num_stages,
         interpret=job.interpret,
         name=f"{job.name}_{part}",
     )(*schedule, per_row(jnp.maximum(sight.lo, 0)), per_row(sight.hi), visits.key_pos, q, k, v)
     return (out, lse) if cut.splits == 1 else _merge(out, lse, cut.splits, q.dtype)
-
-
-def _sizes(kernel, q):
-    return tiles.pick(kernel, compat.device_kind(), q.dtype, pl.next_power_of_2(q.shape[3]))
 
 
 def _specs(cut, schedule, k_shape):
@@ -188,57 +162,33 @@ def _interval_kernel(*refs, cut, queries, keys, width, scale):
 
     Of the columns `width` exist, of the rows those of `queries` queries.
     """
-    spans, *ids, lo, hi, key_pos, q, k, v, out, lse = refs
-    first, whole_first, whole_last, last = (spans[i] for i in range(4))
-    wholes = whole_last - whole_first
+    *schedule, lo, hi, key_pos, q, k, v, out, lse = refs
     lo, hi = lo[...], hi[...]
     live = hi > lo
     m = lo.shape[0]
-    rows = _load(q, pl.ds(0, m), live, width)
+    rows = load(q, (pl.ds(0, m),), live, width)
 
-    def number(place):
-        return ids[0][place] if ids else place
-
-    def whole(i, state):
-        at = pl.ds(number(whole_first + i) * keys, keys)
-        k_tile, v_tile = (_load(x, at, None, width) for x in (k, v))
+    def whole(number, _, state):
+        at = (pl.ds(number * keys, keys),)
+        k_tile, v_tile = (load(x, at, None, width) for x in (k, v))
         logits = tile_math.product(rows, k_tile, 1, 1) * scale
         return tile_math.add_keys(state, logits, v_tile)
 
-    def part(i, state):
-        place = first + i
-        begin = number(place + jnp.where(place >= whole_first, wholes, 0)) * keys
-        at = pl.ds(begin, keys)
-        inside = begin + jnp.arange(keys) < key_pos.shape[0]
+    def part(number, _, state):
+        at = (pl.ds(number * keys, keys),)
+        inside = number * keys + jnp.arange(keys) < key_pos.shape[0]
         pos = plgpu.load(key_pos.at[at], mask=inside, other=-1)
         # 0 in place of the keys that nobody sees: they may be NaN, which a weight of 0 would keep.
-        k_tile, v_tile = (_load(x, at, pos >= 0, width) for x in (k, v))
+        k_tile, v_tile = (load(x, at, pos >= 0, width) for x in (k, v))
         see = (lo[:, None] <= pos[None]) & (pos[None] < hi[:, None])
         logits = tile_math.product(rows, k_tile, 1, 1) * scale
         return tile_math.add_keys(state, jnp.where(see, logits, -jnp.inf), v_tile)
 
     state = jnp.full(m, -jnp.inf), jnp.zeros(m), jnp.zeros(rows.shape)
-    for total, step in ((wholes, whole), (last - first - wholes, part)):
-        state = jax.lax.fori_loop(*_share(total, cut.splits), step, state)
+    split = jax.lax.rem(pl.program_id(2), cut.splits)
+    state = walk(schedule, (whole, part), state, split=split, splits=cut.splits)
     exists = _tile(pl.program_id(0), cut) * m + jnp.arange(m) < queries
     _store(state, live, exists, width, out, lse)
-
-
-def _load(ref, at, see, width):
-    """Rows `at` of a ref [.. wide]; 0 beyond `width` columns and where bool[m] `see` is False."""
-    mask = None if see is None else see[:, None]
-    if width != ref.shape[1]:
-        inside = (jnp.arange(ref.shape[1]) < width)[None]
-        mask = inside if mask is None else mask & inside
-    return plgpu.load(ref.at[at, :], mask=mask, other=None if mask is None else 0)
-
-
-def _share(total, splits):
-    """This program's part of `total` tiles, as a range."""
-    if splits == 1:
-        return 0, total
-    split = jax.lax.rem(pl.program_id(2), splits)
-    return tuple(jax.lax.div(total * x, splits) for x in (split, split + 1))
 
 
 def _store(state, live, exists, width, out, lse):
@@ -246,7 +196,5 @@ def _store(state, live, exists, width, out, lse):
     top, total, acc = state
     some = live & (total != 0)
     safe = jnp.where(some, total, 1.0)
-    value = jnp.where(some[:, None], acc / safe[:, None], 0.0).astype(out.dtype)
-    inside = exists[:, None] & (jnp.arange(value.shape[1]) < width)[None]
-    plgpu.store(out, value, mask=inside)
+    store(out, jnp.where(some[:, None], acc / safe[:, None], 0.0), exists, width)
     plgpu.store(lse, jnp.where(some, top / tile_math.LOG2E + jnp.log(safe), -jnp.inf), mask=exists)

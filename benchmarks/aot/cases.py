@@ -22,6 +22,14 @@ from pallas_kernels import (
 from pallas_kernels.blocks import WORD
 
 TEXT = 2048  # text tokens after the video
+TRAINED = (
+    "compressed_attention",
+    "selected_attention",
+    "window_attention",
+    "nsa_attention",
+    "dense_attention",
+    "interval_attention",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,3 +100,30 @@ def forward_cases(
         "interval_attention": (frames, (patch, patch, patch, ints(4 * tokens, 2))),
     }
     return [Case(name, "forward", *case) for name, case in cases.items()]
+
+
+def backward_cases(
+    tokens: int, *, implementation: str, dtype: str = "bfloat16", width: int = WIDTH
+) -> list[Case]:
+    """The gradients of every operation that training runs, with the forward pass they need."""
+    shape = {"implementation": implementation, "dtype": dtype, "width": width}
+    return [
+        Case(case.name, "backward", gradients(case.run, case.arguments), case.arguments)
+        for case in forward_cases(tokens, **shape)
+        if case.name in TRAINED
+    ]
+
+
+def gradients(op: Callable, arguments: tuple) -> Callable:
+    """-> the gradients of what `op` returns first, for its leading floating arguments."""
+    kinds = [jax.tree.leaves(x)[0].dtype for x in arguments]
+    floats = sum(jnp.issubdtype(kind, jnp.floating) for kind in kinds)
+
+    def run(*arrays):
+        def first(*leading):
+            return jax.tree.leaves(op(*leading, *arrays[floats:]))[0]
+
+        out, pull = jax.vjp(first, *arrays[:floats])
+        return pull(out)  # any array of this shape would do
+
+    return run

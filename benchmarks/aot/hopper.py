@@ -25,7 +25,7 @@ CONFIG = pathlib.Path(__file__).with_name("h100.txtpb")
 TRITON = re.compile(r'custom_call @__gpu\$xla\.gpu\.triton\(.*?[{,] name = "(\w+)"', re.DOTALL)
 LAUNCH = re.compile(r"(\w+) grid: \[.*?\] threads: \[.*?\]\s+shared_memory: (\d+) bytes")
 # Kernels that need no wgmma: they multiply nothing, or the few queries of one step.
-WITHOUT_WGMMA = re.compile(r"(top_blocks|\w+_decode)(_\d+)?")
+WITHOUT_WGMMA = re.compile(r"(top_blocks|inverse_\w+|\w+_bwd_sum|\w+_decode)(_\d+)?")
 
 
 def require() -> None:

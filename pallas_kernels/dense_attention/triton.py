@@ -8,12 +8,12 @@ but it would hold all pairs.
 
 import jax.numpy as jnp
 
-from pallas_kernels.dense_attention import xla
 from pallas_kernels.schedule import Sight
-from pallas_kernels.triton_flash import Job, attend
+from pallas_kernels.triton_flash import attend
+from pallas_kernels.triton_walk import Job
 
 
 def dense_attention(q, k, v, start, query_pos, key_pos, *, scale, interpret):
     """See `api.py`."""
     sight = Sight(jnp.maximum(start, 0), query_pos + 1, key_pos=key_pos)
-    return attend(q, k, v, sight, Job("dense_attention", scale, xla.TILES, interpret))[0]
+    return attend(q, k, v, sight, Job("dense_attention", scale, interpret))[0]
