@@ -1,0 +1,204 @@
+"""The gradient kernels of the branches that see ranges, interpreted, against float64 loops."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pallas_kernels import (
+    compressed_attention,
+    dense_attention,
+    interval_attention,
+    triton_flash_backward,
+    window_attention,
+)
+from tests import testing
+from tests.pallas_kernels.softmax_loops import softmax_loops
+
+INTERPRETED = {"implementation": "triton", "interpret": True}
+SCALE = 0.2
+FACTOR = {"float32": 5.0, "float16": 1.0, "bfloat16": 0.5}  # 5e-5, 4e-3 and 1e-2 of the RMS
+
+
+def _arrays(queries, keys, heads, kv_heads, *, rows=1, width=64, dtype="float32"):
+    """q, k, v, dout."""
+    rng = np.random.default_rng(queries + keys + heads)
+    q, k = (rows, queries, heads, width), (rows, keys, kv_heads, width)
+    return tuple(jnp.asarray(rng.standard_normal(shape), dtype) for shape in (q, k, k, q))
+
+
+def _compressed(visible):
+    def op(q, k, v):
+        return compressed_attention(q, k, v, visible, scale=SCALE, **INTERPRETED)[0]
+
+    return op
+
+
+def _window(start, pos, window):
+    settings = {"window": window, "scale": SCALE, **INTERPRETED}
+    return lambda q, k, v: window_attention(q, k, v, start, pos, **settings)
+
+
+def _grads(op, arrays):
+    q, k, v, dout = arrays
+    return jax.jit(lambda q, k, v, dout: jax.vjp(op, q, k, v)[1](dout))(q, k, v, dout)
+
+
+def _assert_equal_to_loops(got, arrays, seen, *, scale=SCALE):
+    dtype = arrays[0].dtype.name
+    want = softmax_loops(*arrays, seen, scale)[1:]
+    for name, ours, theirs, x in zip(("dq", "dk", "dv"), got, want, arrays, strict=False):
+        assert ours.dtype == x.dtype
+        testing.assert_close(name, ours, theirs, dtype=dtype, factor=FACTOR[dtype])
+        unseen = ~seen.any(2 if name == "dq" else 1)
+        assert not np.asarray(ours)[unseen].any(), name
+
+
+def _between(lo, hi, keys):
+    """bool[b s t]: lo <= t < hi."""
+    lo, hi = (np.asarray(x)[..., None] for x in (lo, hi))
+    return (lo <= np.arange(keys)) & (np.arange(keys) < hi)
+
+
+def _blocks_before(queries, block, offset=0):
+    """i32[1 s 2]: the complete blocks before each query."""
+    stop = (np.arange(queries) + offset + 1) // block
+    return jnp.asarray(np.stack([0 * stop, stop], -1), jnp.int32)[None]
+
+
+@pytest.mark.parametrize(("group", "block"), [(1, 1), (7, 3), (16, 8)])
+def test_compressed_with_any_group(group, block):
+    queries = 140
+    visible = _blocks_before(queries, block)
+    arrays = _arrays(queries, queries // block, group, 1)
+    got = _grads(_compressed(visible), arrays)
+    _assert_equal_to_loops(got, arrays, _between(*np.moveaxis(visible, 2, 0), queries // block))
+
+
+@pytest.mark.parametrize("queries", [1, 65, 257])
+def test_compressed_of_any_length(queries):
+    means = max(queries // 2, 1)
+    visible, arrays = _blocks_before(queries, 2), _arrays(queries, means, 4, 2)
+    got = _grads(_compressed(visible), arrays)
+    _assert_equal_to_loops(got, arrays, _between(*np.moveaxis(visible, 2, 0), means))
+
+
+def test_compressed_ranges_need_neither_order_nor_overlap():
+    rng = np.random.default_rng(0)
+    ends = np.sort(rng.integers(0, 151, (1, 170, 2)), axis=-1)
+    ends[:, 5:90] = 40
+    visible, arrays = jnp.asarray(ends, jnp.int32), _arrays(170, 150, 4, 2)
+    got = _grads(_compressed(visible), arrays)
+    _assert_equal_to_loops(got, arrays, _between(*np.moveaxis(ends, 2, 0), 150))
+
+
+@pytest.mark.parametrize(("dtype", "width"), [("bfloat16", 128), ("float16", 64)])
+def test_half_precision_equals_loops_over_the_rounded_inputs(dtype, width):
+    visible, arrays = _blocks_before(200, 2), _arrays(200, 100, 4, 2, width=width, dtype=dtype)
+    got = _grads(_compressed(visible), arrays)
+    _assert_equal_to_loops(got, arrays, _between(*np.moveaxis(visible, 2, 0), 100))
+
+
+@pytest.mark.parametrize(("tokens", "offset", "window"), [(1, 7, 4), (150, 57, 20), (257, 0, 256)])
+def test_window_anywhere(tokens, offset, window):
+    pos = jnp.arange(tokens, dtype=jnp.int32)[None] + offset
+    arrays = _arrays(tokens, tokens + offset + 3, 7, 1)
+    got = _grads(_window(0 * pos, pos, window), arrays)
+    seen = _between(pos + 1 - window, pos + 1, tokens + offset + 3)
+    _assert_equal_to_loops(got, arrays, seen)
+
+
+def test_packed_segments_with_poison_between():
+    # Segments at 0..39, 64..80 and 96..143; the padding between and behind holds NaN, dout too.
+    tokens, window = 160, 30
+    t = np.arange(tokens)
+    begin = np.select([t < 40, t < 64, t < 81, t < 96, t < 144], [0, -1, 64, -1, 96], -1)
+    real = jnp.asarray(begin >= 0)[None]
+    pos = jnp.where(real, jnp.arange(tokens, dtype=jnp.int32), -1)
+    start = jnp.asarray(np.maximum(begin, 0), jnp.int32)[None]
+    arrays = _arrays(tokens, tokens, 4, 2)
+    poisoned = [jnp.where(real[..., None, None], x, jnp.nan) for x in arrays]
+    got = _grads(_window(start, pos, window), poisoned)
+    _assert_equal_to_loops(got, arrays, _between(np.maximum(start, pos + 1 - window), pos + 1, 160))
+
+
+@pytest.mark.parametrize(("queries", "keys"), [(5, 300), (140, 90)])
+def test_dense_positions_in_any_order(queries, keys):
+    # Two sequences in shuffled order; some keys and queries are padding and hold NaN.
+    rng = np.random.default_rng(keys)
+    key_pos = rng.permutation(keys)[None]
+    query_pos = rng.integers(keys, size=(1, queries))
+    start = np.where(query_pos >= keys // 2, keys // 2, 0)
+    if queries > 1:
+        query_pos[:, ::5] = -1
+    key_pos[:, ::7] = -1
+    seen = (start[..., None] <= key_pos[:, None]) & (key_pos[:, None] <= query_pos[..., None])
+    arrays = _arrays(queries, keys, 4, 2)
+    mine = [jnp.asarray(seen.any(axis))[..., None, None] for axis in (2, 1)]
+    q, k, v, dout = arrays
+    q, dout = (jnp.where(mine[0], x, jnp.nan) for x in (q, dout))
+    k, v = (jnp.where(mine[1], x, jnp.nan) for x in (k, v))
+    places = {"start": start, "query_pos": query_pos, "key_pos": key_pos}
+    places = {name: jnp.asarray(x, jnp.int32) for name, x in places.items()}
+    op = functools.partial(dense_attention, **places, scale=SCALE, **INTERPRETED)
+    _assert_equal_to_loops(_grads(op, (q, k, v, dout)), arrays, seen)
+
+
+@pytest.mark.parametrize("width", [64, 80])
+def test_ranges_of_the_vision_tower(width):
+    lengths, patches = [64, 90, 1, 16, 7], 200
+    ends = np.cumsum(lengths)
+    ranges = np.repeat(np.stack([ends - lengths, ends], -1), lengths, axis=0)
+    ranges = np.concatenate([ranges, np.zeros((patches - len(ranges), 2), int)])[None]
+    arrays = _arrays(patches, patches, 2, 2, width=width)
+    real = (np.arange(patches) < ends[-1])[:, None, None]
+    poisoned = [jnp.where(real, x, jnp.nan) for x in arrays]
+    settings = {"interval": jnp.asarray(ranges, jnp.int32), "max_length": 90, **INTERPRETED}
+    op = functools.partial(interval_attention, scale=SCALE, **settings)
+    got = _grads(op, poisoned)
+    _assert_equal_to_loops(got, arrays, _between(*np.moveaxis(ranges, 2, 0), patches))
+
+
+def test_the_result_is_the_same_bits_however_many_programs_share_a_tile(monkeypatch):
+    visible, arrays = _blocks_before(300, 3), _arrays(300, 100, 8, 1, dtype="bfloat16")
+    shared = [_grads(_compressed(visible), arrays) for _ in range(2)]
+    jax.tree.map(np.testing.assert_array_equal, *shared)
+    monkeypatch.setattr(triton_flash_backward, "PROGRAMS", 1)
+    alone = _grads(_compressed(visible), arrays)
+    for name, ours, theirs in zip(("dq", "dk", "dv"), alone, shared[0], strict=True):
+        testing.assert_close(name, ours, theirs, dtype="bfloat16", factor=0.5)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_what_is_not_finite_stays_visible(value):
+    visible = _blocks_before(100, 2)
+    q, k, v, dout = _arrays(100, 50, 2, 1)
+    dq, dk, dv = _grads(_compressed(visible), (q, k, v, dout.at[0, 70, 1, 3].set(value)))
+    assert not np.isfinite(dq[0, 70, 1]).any()
+    assert np.isfinite(np.delete(dq, 70, axis=1)).all()
+    assert not np.isfinite(dk[0, :35]).any()
+    assert not np.isfinite(dv[0, :35, 0, 3]).any()
+
+
+def test_recomputed_in_a_scan_over_layers():
+    pos = jnp.arange(70, dtype=jnp.int32)[None]
+    q, k, v, dout = _arrays(70, 70, 2, 1)
+
+    def loss(q, k, v, **how):
+        def layer(x, _):
+            out = window_attention(x, k, v, 0 * pos, pos, window=20, scale=SCALE, **how)
+            return x + out, None
+
+        out, _ = jax.lax.scan(jax.checkpoint(layer), q, length=2)
+        return (out * dout).sum()
+
+    ours, theirs = (
+        jax.jit(jax.grad(functools.partial(loss, **how), (0, 1, 2)), donate_argnums=(0,))(
+            q.copy(), k, v
+        )
+        for how in (INTERPRETED, {"implementation": "xla"})
+    )
+    for name, got, want in zip(("dq", "dk", "dv"), ours, theirs, strict=True):
+        testing.assert_close(name, got, want, factor=FACTOR["float32"])
