@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec
 
 from pallas_kernels import BlockSet, selected_attention
 from pallas_kernels.blocks import pack
@@ -197,3 +198,44 @@ def test_works_under_checkpoint_scan_and_donation():
     want = jax.grad(functools.partial(loss, implementation="reference"))(q)
     grad = jax.grad(functools.partial(loss, **INTERPRETED))
     testing.assert_close("dq", jax.jit(grad, donate_argnums=0)(q), want)
+
+
+def test_works_on_each_device_for_its_own_heads():
+    *arrays, dout = inputs(24, 64, 4, 2)
+    pos = causal(24, 64)
+    bits = pack(jnp.asarray(choice(pos, 2, 64, 32, density=0.6)))
+
+    def grads(q, k, v, dout, bits, pos, **how):
+        op = functools.partial(selected_attention, scale=0.125, **how)
+        return jax.vjp(lambda *x: op(*x, BlockSet(bits, 32), pos), q, k, v)[1](dout)
+
+    mesh = jax.make_mesh((2,), ("heads",), axis_types=(jax.sharding.AxisType.Auto,))
+    heads = PartitionSpec(None, None, "heads")
+    per_device = jax.shard_map(
+        functools.partial(grads, **INTERPRETED),
+        mesh=mesh,
+        in_specs=(heads,) * 5 + (PartitionSpec(),),
+        out_specs=heads,
+        check_vma=False,
+    )
+    got = jax.jit(per_device)(*arrays, dout, bits, pos)
+    want = grads(*arrays, dout, bits, pos, implementation="reference")
+    for name, x, y in zip(NAMES, got, want, strict=True):
+        testing.assert_close(name, x, y)
+
+
+def test_memory_grows_with_the_length_and_not_its_square():
+    def largest(tokens):
+        def array(*shape, dtype="bfloat16"):
+            return jax.ShapeDtypeStruct((1, tokens, *shape), dtype)
+
+        def run(q, k, v, bits, pos, lse):
+            blocks = BlockSet(bits, 64, most=16)
+            residuals = q, k, v, blocks, pos, q, lse
+            return triton_backward.backward(residuals, q, scale=0.125, interpret=True)
+
+        keys, bits = array(1, 64), array(1, tokens // 2048, dtype="uint32")
+        numbers = array(dtype="int32"), array(7, dtype="float32")
+        return testing.largest_array(jax.make_jaxpr(run)(array(7, 64), keys, keys, bits, *numbers))
+
+    assert largest(65536) <= 2 * largest(32768)
