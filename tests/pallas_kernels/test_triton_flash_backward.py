@@ -202,3 +202,32 @@ def test_recomputed_in_a_scan_over_layers():
     )
     for name, got, want in zip(("dq", "dk", "dv"), ours, theirs, strict=True):
         testing.assert_close(name, got, want, factor=FACTOR["float32"])
+
+
+def test_each_device_has_its_own_heads():
+    visible, arrays = _blocks_before(70, 2), _arrays(70, 35, 4, 2)
+
+    def grads(q, k, v, dout):
+        return jax.vjp(_compressed(visible), q, k, v)[1](dout)
+
+    heads = jax.sharding.PartitionSpec(None, None, "heads")
+    mesh = jax.make_mesh((2,), ("heads",), axis_types=(jax.sharding.AxisType.Auto,))
+    per_device = jax.shard_map(grads, mesh=mesh, in_specs=heads, out_specs=heads, check_vma=False)
+    got = jax.jit(per_device)(*arrays)
+    _assert_equal_to_loops(got, arrays, _between(*np.moveaxis(visible, 2, 0), 35))
+
+
+def test_memory_grows_with_the_length_and_not_its_square():
+    def largest(tokens):
+        pos = jnp.arange(tokens, dtype=jnp.int32)[None]
+        x = jax.ShapeDtypeStruct((1, tokens, 1, 64), jnp.bfloat16)
+        ops = _window(0 * pos, pos, 256), _compressed(jnp.stack([0 * pos, pos // 64], -1))
+        means = jax.ShapeDtypeStruct((1, tokens // 64, 1, 64), jnp.bfloat16)
+        sizes = []
+        for op, keys in zip(ops, (x, means), strict=True):
+            run = jax.make_jaxpr(lambda q, k, v, dout, op=op: jax.vjp(op, q, k, v)[1](dout))
+            sizes.append(testing.largest_array(run(x, keys, keys, x)))
+        return sizes
+
+    for long, short in zip(largest(262_144), largest(65_536), strict=True):
+        assert long <= 4 * short
