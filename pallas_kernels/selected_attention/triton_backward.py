@@ -15,7 +15,7 @@ from pallas_kernels import compat, inverse, tile_math, tiles
 from pallas_kernels.compat import pl, plgpu
 from pallas_kernels.selected_attention import union_tile
 
-SEGMENT = 2048  # queries per program: about as many as choose the mean block, 32 of 64 keys each
+SEGMENT = 2048  # queries per program: as many as choose a block on average, at 32 blocks of 64 keys
 
 
 def backward(residuals, dout, *, scale, interpret, segment=SEGMENT):
@@ -55,7 +55,7 @@ def _query_tile(*refs, cut, scale):
     tile = union_tile.tile_of(schedule, q, k, cut)
     rows, douts = (union_tile.load_rows(x, tile.where, tile.live) for x in (q, dout))
     base, shift = (plgpu.load(x.at[tile.where], mask=tile.live, other=0) for x in (lse, delta))
-    base = tile_math.finite(base)
+    base = tile_math.finite(base) * tile_math.LOG2E
 
     def step(total, keys, values, see):
         products = tile_math.product(rows, keys, 1, 1), tile_math.product(douts, values, 1, 1)
@@ -70,9 +70,10 @@ def _query_tile(*refs, cut, scale):
 def _dlogits(logits, dweights, see, base, shift, scale):
     """The weights and the gradient of the scaled logits, from the products of a tile.
 
-    Both are 0 where a query does not see a key, whatever the products are there.
+    Both are 0 where a query does not see a key, whatever the products are there. `base` is the lse
+    times LOG2E.
     """
-    weights = jnp.exp2((logits * scale - base) * tile_math.LOG2E)
+    weights = jnp.exp2(logits * (scale * tile_math.LOG2E) - base)
     weights = jnp.where(see, weights, 0.0)
     return weights, jnp.where(see, weights * (dweights - shift), 0.0)
 
@@ -133,6 +134,7 @@ def _segment(*refs, cut, scale):
             where = row, query, head * group + member
             rows, douts = (union_tile.load_rows(x, where, real) for x in (q, dout))
             base, shift = (plgpu.load(x.at[where], mask=real, other=0) for x in (lse, delta))
+            base *= tile_math.LOG2E  # finite: each query of the list sees a key
             limits = plgpu.load(limit.at[row, query], mask=real, other=-1)
             see = key[:, None] <= limits[None]
             products = tile_math.product(keys, rows, 1, 1), tile_math.product(values, douts, 1, 1)
