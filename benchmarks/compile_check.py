@@ -2,9 +2,9 @@
 
     make compile-check TARGET=h100 OUT=FILE.json
 
-runs this file in `.venv-aot`, whose JAX can compile for the target. Every operation is compiled at
-the geometry of Qwen2.5-VL-7B, in bfloat16, for 32K and 128K tokens, then the whole prefill of the
-7B model over 128K video tokens. Prints a table and writes
+runs this file in `.venv-aot`, whose JAX can compile for the target. Every operation, and its
+gradients, are compiled at the geometry of Qwen2.5-VL-7B, in bfloat16, for 32K and 128K tokens, then
+the whole prefill of the 7B model over 128K video tokens. Prints a table and writes
 
     {"target", "geometry", "versions", "ok", "broken",
      "kernels": [{"name", "phase", "tokens", "registers", "spill_bytes", "shared_bytes",

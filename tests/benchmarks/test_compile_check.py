@@ -75,6 +75,9 @@ def test_every_kernel_and_the_prefill_keep_the_limits(aot, tmp_path):
     assert attention["spill_bytes"] == 0
     assert 0 < attention["shared_bytes"] <= 227 * 1024
     assert attention["vmem_bytes"] is None
+    gradient = rows["nsa_attention/window_attention_bwd_dkv"]
+    assert gradient["phase"] == "backward"
+    assert gradient["wgmma"] > 0
     (prefill,) = report["programs"]
     assert {"combined_attention_fwd", "dense_attention_fwd"} <= set(prefill["kernels"])
     assert 15 * 2**30 < prefill["argument_bytes"] < prefill["total_bytes"]
