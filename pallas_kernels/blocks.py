@@ -26,7 +26,8 @@ class BlockSet:
     @classmethod
     def of_ids(cls, ids: jax.Array, count: int, block: int) -> "BlockSet":
         """i32[b s k m] numbers of chosen blocks, -1 for none, out of `count` blocks."""
-        return cls(pack((ids[..., None] == jnp.arange(count)).any(-2)), block)
+        members = (ids[..., None] == jnp.arange(count)).any(-2)
+        return cls(pack(members), block, most=ids.shape[-1])
 
     def members(self, count: int) -> jax.Array:
         """bool[b s k count]: which of the first `count` blocks are chosen."""

@@ -1,5 +1,7 @@
 """Which blocks the released sparse attention selects."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 
@@ -119,8 +121,8 @@ def _by_network(q, mean_k, lse, own, scale, cfg: ModelConfig) -> BlockSet:
         own = jnp.broadcast_to(own[..., None], (b, queries, k))
         scores = jnp.where(jnp.arange(c) == own[..., None], float(p // k), scores)
         chosen = network_top(scores, own, cfg.nsa.block_count)
-        return BlockSet.of_ids(chosen, c, cfg.nsa.block_size).bits
+        return BlockSet.of_ids(chosen, c, cfg.nsa.block_size)
 
-    bits = jax.lax.map(choose, (pieces(q, 0), pieces(lse, 0), pieces(own, -1)))
-    bits = jnp.moveaxis(bits, 0, 1).reshape(b, -1, *bits.shape[3:])[:, :s]
-    return BlockSet(bits, cfg.nsa.block_size)
+    blocks = jax.lax.map(choose, (pieces(q, 0), pieces(lse, 0), pieces(own, -1)))
+    bits = jnp.moveaxis(blocks.bits, 0, 1)
+    return dataclasses.replace(blocks, bits=bits.reshape(b, -1, *bits.shape[3:])[:, :s])
