@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from pallas_kernels import compat, tile_math
-from pallas_kernels.compat import pl
+from pallas_kernels.compat import pl, plgpu
 from pallas_kernels.triton_walk import LEAST_ROWS, LEAST_VISITS, load, per_tile, sizes, store, walk
 from pallas_kernels.visits import Visits
 
@@ -127,7 +127,7 @@ def _query_kernel(*refs, cut, queries, width, scale):
     def part(number, _, state):
         at = (pl.ds(number * cut.keys, cut.keys),)
         inside = number * cut.keys + jnp.arange(cut.keys) < key_pos.shape[0]
-        pos = compat.plgpu.load(key_pos.at[at], mask=inside, other=-1)
+        pos = plgpu.load(key_pos.at[at], mask=inside, other=-1)
         see = (lo[:, None] <= pos[None]) & (pos[None] < hi[:, None])
         # 0 in place of the keys that nobody sees: they may be NaN, which a weight of 0 would keep.
         return add(state, *(load(x, at, pos >= 0, width) for x in (k, v)), see)
@@ -145,42 +145,16 @@ def _key_gradients(arrays, sight, stats, job):
     group = n // heads
     params = sizes("attention_dkv", q)
     rows = min(max(pl.next_power_of_2(s), LEAST_ROWS), params.rows)
-    keys, count = params.keys, -(-t // params.keys)
+    keys, count, filled = params.keys, -(-t // params.keys), -(-s // rows) * rows
     reach = s if job.reach is None else min(job.reach + keys, s)
     cut = _Cut(rows, keys, group, _splits(count * heads * b, group * -(-reach // rows)))
     visits = Visits.plan_by_key(sight, t, queries=min(rows, s), keys=keys)
     schedule = _schedule(visits)
-    wide = pl.next_power_of_2(h)
-
-    def place(index):
-        return lambda tile, head, z: (jax.lax.div(z, cut.splits), *index(tile, head))
-
-    whole_queries = pl.BlockSpec((None, s, group, wide), place(lambda tile, head: (0, head, 0)))
-    filled = -(-s // rows) * rows
-    stat = pl.BlockSpec((None, group, filled), place(lambda tile, head: (head, 0)))
-    limit = pl.BlockSpec((None, filled), place(lambda tile, head: (0,)))
-    key = pl.BlockSpec((None, keys, None, wide), place(lambda tile, head: (tile, head, 0)))
-    listed = [
-        pl.BlockSpec((None, None, x.shape[2]), place(lambda tile, head: (tile, 0)))
-        for x in schedule
-    ]
-    key_pos = pl.BlockSpec((None, keys), place(lambda tile, head: (tile,)))
-    out_spec = pl.BlockSpec((None, keys, None, wide), lambda tile, head, z: (z, tile, head, 0))
+    in_specs, out_spec = _key_specs(cut, schedule, q.shape, filled)
     run = compat.triton_call(
         functools.partial(_key_kernel, cut=cut, count=t, width=h, scale=job.scale),
         grid=(count, heads, b * cut.splits),
-        in_specs=[
-            *listed,
-            limit,
-            limit,
-            stat,
-            stat,
-            key_pos,
-            whole_queries,
-            whole_queries,
-            key,
-            key,
-        ],
+        in_specs=in_specs,
         out_specs=(out_spec, out_spec),
         out_shape=tuple(_partials(x, cut.splits) for x in (k, v)),
         num_warps=params.num_warps,
@@ -191,6 +165,26 @@ def _key_gradients(arrays, sight, stats, job):
     places = per_tile(visits.key_pos, count * keys, -1)
     dk, dv = run(*schedule, *_limits(sight, stats, filled), places, *arrays)
     return _total(dk, k), _total(dv, v)
+
+
+def _key_specs(cut, schedule, q_shape, filled):
+    """What each program sees of the inputs and outputs: its keys, and all queries of a group."""
+    wide = pl.next_power_of_2(q_shape[3])
+
+    def spec(block, index):
+        def place(tile, head, z):
+            return jax.lax.div(z, cut.splits), *index(tile, head)
+
+        return pl.BlockSpec((None, *block), place)
+
+    lists = [spec((None, x.shape[2]), lambda tile, head: (tile, 0)) for x in schedule]
+    limit = spec((filled,), lambda tile, head: (0,))
+    stat = spec((cut.group, filled), lambda tile, head: (head, 0))
+    key_pos = spec((cut.keys,), lambda tile, head: (tile,))
+    queries = spec((q_shape[1], cut.group, wide), lambda tile, head: (0, head, 0))
+    key = (cut.keys, None, wide), lambda tile, head: (tile, head, 0)
+    in_specs = [*lists, limit, limit, stat, stat, key_pos, queries, queries, spec(*key), spec(*key)]
+    return in_specs, pl.BlockSpec((None, *key[0]), lambda tile, head, z: (z, tile, head, 0))
 
 
 def _key_kernel(*refs, cut, count, width, scale):
