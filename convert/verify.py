@@ -48,10 +48,10 @@ def run(args: argparse.Namespace) -> int:
     missing = parity.missing_packages()
     if args.no_logits:
         print("logits: not compared, because of --no-logits")
-    elif missing:
-        print(f"logits: not compared, because {' and '.join(missing)} cannot be imported")
     elif not report.is_one_model:
         print("logits: not compared, because the sides are not one model")
+    elif missing:
+        print(f"logits: not compared, because {' and '.join(missing)} cannot be imported")
     else:
         agreement = parity.compare(args.hf_dir, args.checkpoint, cfg, rounded=report.rounded)
         print(_describe_logits(agreement, cfg))

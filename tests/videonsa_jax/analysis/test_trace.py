@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from tests import small_models
-from videonsa_jax import decoder
+from videonsa_jax import attention
 from videonsa_jax.analysis import trace
 from videonsa_jax.errors import UserError
 
@@ -22,14 +22,14 @@ def test_gates_are_those_that_the_model_uses(monkeypatch):
     model = small_models.build(cfg, small_models.random_params(cfg, seed=0))
     batch = batch_of(cfg)
     used = []
-    attend = decoder.attend
+    attend = attention.attend
 
     def recording(*args, gates, **settings):
         jax.debug.callback(lambda gates: used.append(np.asarray(gates)), gates, ordered=True)
         return attend(*args, gates=gates, **settings)
 
     with monkeypatch.context() as patch:
-        patch.setattr(decoder, "attend", recording)
+        patch.setattr(attention, "attend", recording)
         model(batch)
         jax.effects_barrier()
     found = [np.asarray(decisions.gates) for decisions in trace.layers(model, batch)]
