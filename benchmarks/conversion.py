@@ -14,7 +14,6 @@ import importlib.metadata
 import json
 import os
 import pathlib
-import platform
 import shutil
 import subprocess
 import sys
@@ -24,6 +23,7 @@ from collections.abc import Iterator
 import ml_dtypes
 import numpy as np
 
+from benchmarks.device import processor_name
 from convert import hf_config, hf_directory, layout, manifest, qwen2_5_vl, to_hf, videonsa
 from convert.safetensors_io import Spec, write_file
 from videonsa_jax.config import PRESETS, ModelConfig
@@ -139,14 +139,6 @@ def convert_both_ways(
     return done
 
 
-def device_name() -> str:
-    """The processor and its number of cores."""
-    info = pathlib.Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0] if names else platform.machine()}, {os.cpu_count()} cores"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--workdir", type=pathlib.Path, required=True, help="existing folder")
@@ -177,7 +169,7 @@ def main() -> None:
             f"{limit / 2**30:.2f} GiB"
         )
     result = {
-        "device": device_name(),
+        "device": processor_name(),
         "load_before": load,
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
         "preset": args.preset,

@@ -23,8 +23,11 @@ QUERIES = (  # fields of `nvidia-smi --query-gpu`
 def device_name():
     """The accelerator, or the processor and its number of cores."""
     kind = jax.devices()[0].device_kind
-    if kind != "cpu":
-        return kind
+    return processor_name() if kind == "cpu" else kind
+
+
+def processor_name():
+    """The processor and its number of cores."""
     info = pathlib.Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
