@@ -4,6 +4,7 @@ Query head i reads KV head i // g, g = query heads per KV head.
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -93,16 +94,7 @@ def attend(
       f[b . n h].
     """
 
-    def dense(queries, order, start):
-        return dense_attention(
-            queries,
-            *context,
-            start=start,
-            query_pos=order,
-            key_pos=places.key_order,
-            implementation=implementation,
-        )
-
+    dense = dense_over(context, places, implementation)
     text = dense(queries.text, places.order.text, places.start.text)
     if queries.vision.shape[1] == 0:
         return Streams(queries.vision, text)
@@ -119,3 +111,24 @@ def attend(
             implementation=implementation,
         )
     return Streams(vision, text)
+
+
+def dense_over(
+    context: tuple[jax.Array, jax.Array], places: Places, implementation: str | None
+) -> Callable[[jax.Array, jax.Array, jax.Array], jax.Array]:
+    """Attention of queries f[b s n h], with their order and start i32[b s], over all of `context`.
+
+    The arguments are those of `attend`.
+    """
+
+    def dense(queries, order, start):
+        return dense_attention(
+            queries,
+            *context,
+            start=start,
+            query_pos=order,
+            key_pos=places.key_order,
+            implementation=implementation,
+        )
+
+    return dense

@@ -6,6 +6,10 @@ from typing import Literal
 AttentionMode = Literal["paper", "dense", "released"]
 PositionAdvance = Literal["all_axes", "spatial"]
 
+# Sizes that are fixed in the released code.
+RELEASED_GROUP = 16  # head slots per KV head
+RELEASED_TOPK = 64  # blocks that the top-k network looks at together
+
 
 @dataclasses.dataclass(frozen=True)
 class TextConfig:
@@ -131,15 +135,15 @@ class ModelConfig:
         if self.attention != "released":
             return
         group = self.text.num_heads // self.text.num_kv_heads
-        if self.released.two_copies and group > 16:
+        if self.released.two_copies and group > RELEASED_GROUP:
             raise ValueError(
-                f"{group} query heads per KV head do not fit into the released layout's 16 slots; "
-                "set released.two_copies=false"
+                f"{group} query heads per KV head do not fit into the released layout's "
+                f"{RELEASED_GROUP} slots; set released.two_copies=false"
             )
-        if self.released.network_topk and self.nsa.block_count > 64:
+        if self.released.network_topk and self.nsa.block_count > RELEASED_TOPK:
             raise ValueError(
-                f"{self.nsa.block_count=} is above 64, the width of the released top-k; set "
-                "released.network_topk=false"
+                f"{self.nsa.block_count=} is above {RELEASED_TOPK}, the width of the released "
+                "top-k; set released.network_topk=false"
             )
 
 

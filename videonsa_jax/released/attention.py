@@ -14,11 +14,10 @@ from pallas_kernels import (
     BlockSet,
     block_mean,
     compressed_attention,
-    dense_attention,
     selected_attention,
     window_attention,
 )
-from videonsa_jax.attention import Places, Streams
+from videonsa_jax.attention import Places, Streams, dense_over
 from videonsa_jax.config import ModelConfig
 from videonsa_jax.released import means, selection
 from videonsa_jax.released.heads import Heads
@@ -50,16 +49,7 @@ def attend(
     A step without vision tokens, so each step of decoding, is dense attention alone.
     """
 
-    def dense(queries, order, start):
-        return dense_attention(
-            queries,
-            *context,
-            start=start,
-            query_pos=order,
-            key_pos=places.key_order,
-            implementation=implementation,
-        )
-
+    dense = dense_over(context, places, implementation)
     text = dense(queries.text, places.order.text, places.start.text)
     seen = queries.vision.shape[1]
     if seen == 0:

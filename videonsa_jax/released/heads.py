@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-GROUP = 16  # head slots per KV head in the released kernels
+from videonsa_jax.config import RELEASED_GROUP
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Heads:
     @property
     def slots(self) -> int:
         """Slots in all."""
-        return GROUP * self.kv if self.copies else self.query
+        return RELEASED_GROUP * self.kv if self.copies else self.query
 
     @property
     def count(self) -> int:

@@ -9,7 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-WIDTH = 64  # blocks looked at together; half of them survive
+from videonsa_jax.config import RELEASED_TOPK
+
+WIDTH = RELEASED_TOPK  # blocks looked at together; half of them survive
 STAGES = 6
 
 
