@@ -29,16 +29,26 @@ $(INSTALLED): pyproject.toml
 
 aot: $(AOT_INSTALLED)
 
+# What one target lacks does not stop the others: compile-check says which it cannot compile for.
 # The last two bring ptxas; a CUDA toolkit of the machine's own serves as well.
 $(AOT_INSTALLED): $(INSTALLED)
 	$(PYTHON) -m venv --clear $(AOT)
 	@$(AOT_PY) -m pip install --quiet \
 	  jax==$(call version_of,jax) jaxlib==$(call version_of,jaxlib) flax==$(call version_of,flax) \
-	&& $(AOT_PY) -m pip install --quiet --no-deps \
+	  matplotlib ml-collections \
+	|| { echo 'aot: this JAX cannot be installed here' >&2; exit 3; }
+	@tpu=0; cuda=0; \
+	$(AOT_PY) -m pip install --quiet 'jax[tpu]==$(call version_of,jax)' || tpu=1; \
+	$(AOT_PY) -m pip install --quiet --no-deps \
 	  jax-cuda13-plugin==$(call version_of,jaxlib) jax-cuda13-pjrt==$(call version_of,jaxlib) \
-	|| { echo 'compile-check: the CUDA plugins of this JAX cannot be installed here' >&2; exit 3; }
+	|| cuda=1; \
+	case $$tpu$$cuda in \
+	  11) echo 'aot: neither libtpu nor the CUDA plugins can be installed here' >&2; exit 3;; \
+	  10) echo 'aot: libtpu cannot be installed here; only the GPU targets compile' >&2;; \
+	  01) echo 'aot: the CUDA plugins cannot be installed here; only the TPUs compile' >&2;; \
+	esac
 	@$(AOT_PY) -m pip install --quiet --no-deps 'nvidia-cuda-nvcc==13.*' 'nvidia-nvvm==13.*' \
-	|| echo 'compile-check: no ptxas to install; using the CUDA toolkit of this machine' >&2
+	|| echo 'aot: no ptxas to install; using the CUDA toolkit of this machine' >&2
 	touch $@
 
 demo: env
