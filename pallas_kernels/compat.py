@@ -1,17 +1,18 @@
 """The only door to Pallas: what differs between versions of JAX ends here.
 
-Kernels import `pl` and `plgpu` from this module and start with `triton_call`. Nothing here needs
-`jax_triton`; a kernel that does imports it here, inside of the function that calls it, because the
-import fails where JAX is installed without GPU support.
+Kernels import `pl`, `plgpu` and `pltpu` from this module and start with `triton_call` or
+`mosaic_call`. Nothing here needs `jax_triton`; a kernel that does imports it here, inside of the
+function that calls it, because the import fails where JAX is installed without GPU support.
 """
 
 import warnings
 
 import jax
 from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
 from jax.experimental.pallas import triton as plgpu
 
-__all__ = ["device_kind", "pl", "platform", "plgpu", "triton_call"]
+__all__ = ["device_kind", "mosaic_call", "pl", "platform", "plgpu", "pltpu", "triton_call"]
 
 # JAX 0.11 and later say so when a kernel is lowered, with none of our frames on the stack: a filter
 # around the call would not catch it.
@@ -65,6 +66,55 @@ def triton_call(
         interpret=interpret,
         name=name,
         **{key: value for key, value in specs.items() if value is not None},
+    )
+
+
+def mosaic_call(
+    kernel,
+    *,
+    grid,
+    in_specs,
+    out_specs,
+    out_shape,
+    dimension_semantics,
+    vmem_limit_bytes,
+    interpret,
+    name,
+    scratch_shapes=(),
+):
+    """A `pl.pallas_call` of the Mosaic backend for TPUs; its kernel bears `name` in HLO.
+
+    Under `pltpu.force_tpu_interpret_mode(pltpu.InterpretParams(...))` the kernel runs in the
+    interpreter that models the memories and semaphores of a TPU and can detect races.
+
+    Args:
+      kernel: takes one ref per input, output and scratch.
+      grid: steps per axis; the last varies fastest.
+      in_specs: a `pl.BlockSpec` per input.
+      out_specs: a `pl.BlockSpec` per output.
+      out_shape: a `jax.ShapeDtypeStruct` per output.
+      dimension_semantics: per axis "parallel", which the cores of a chip may share, or "arbitrary",
+        which runs in order.
+      vmem_limit_bytes: the most that the kernel may take of a core's vector memory.
+      interpret: run on any platform, in the interpreter.
+      name: of the kernel.
+      scratch_shapes: memory that keeps its content from step to step.
+
+    Returns:
+      A function of the inputs.
+    """
+    return pl.pallas_call(
+        kernel,
+        grid=grid,
+        in_specs=in_specs,
+        out_specs=out_specs,
+        out_shape=out_shape,
+        scratch_shapes=scratch_shapes,
+        compiler_params=pltpu.CompilerParams(
+            dimension_semantics=dimension_semantics, vmem_limit_bytes=vmem_limit_bytes
+        ),
+        interpret=interpret,
+        name=name,
     )
 
 

@@ -1,6 +1,6 @@
 """Checks at the public border: dimensions by letter, implementation by name."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Literal
 
 import jax
@@ -9,8 +9,8 @@ from pallas_kernels import compat
 
 Implementation = Literal["reference", "xla", "triton", "mosaic_tpu"]
 
-_PALLAS = ("triton", "mosaic_tpu")
-_NAMES = ("reference", "xla", *_PALLAS)
+_PLATFORMS = {"triton": "gpu", "mosaic_tpu": "tpu"}  # of the Pallas kernels
+_NAMES = ("reference", "xla", *_PLATFORMS)
 _LONGEST = 2**31 - 1
 
 
@@ -19,46 +19,50 @@ def resolve(
     available: Collection[str],
     *,
     interpret: bool = False,
-    misfit: str | None = None,
+    misfits: Mapping[str, str] | None = None,
 ) -> Implementation:
     """The implementation that will run.
 
-    None picks the best one for the platform: "triton" on a GPU, where the operation has such a
-    kernel and it takes the arguments, else "xla". A name is never replaced by another.
+    None picks the best one for the platform: "triton" on a GPU and "mosaic_tpu" on a TPU, where the
+    operation has such a kernel and it takes the arguments, else "xla". A name is never replaced by
+    another.
 
     Args:
       implementation: a name or None.
       available: the names that the operation has.
       interpret: whether Pallas kernels run in the interpreter, on any platform.
-      misfit: why the Triton kernels do not take the arguments, see `limits`; None if they do.
+      misfits: {implementation: why its kernels do not take the arguments}, see `limits`; without
+        those that do.
 
     Raises:
       ValueError: the name is unknown, or its kernels need another platform or other arguments.
       NotImplementedError: the name is known but the operation has no kernel of it.
     """
+    usable = set(available) - set(misfits or ())
     if implementation is None:
-        fits = "triton" in available and misfit is None
-        return "triton" if fits and compat.platform() == "gpu" else "xla"
+        here = compat.platform()
+        return next((name for name in usable if _PLATFORMS.get(name) == here), "xla")
     if implementation not in _NAMES:
         raise ValueError(f"{implementation=} is unknown; use one of {_NAMES} or None")
     if implementation not in available:
         raise NotImplementedError(
             f"{implementation=} has no kernel here; use one of {tuple(available)} or None"
         )
-    if implementation == "triton":
-        if not interpret and (platform := compat.platform()) != "gpu":
+    if implementation in _PLATFORMS and not interpret:
+        needed, platform = _PLATFORMS[implementation], compat.platform()
+        if platform != needed:
             raise ValueError(
-                f"{implementation=} runs on a GPU and the platform is {platform!r}; use "
-                "implementation='xla', or interpret=True to run the kernels in the interpreter"
+                f"{implementation=} runs on a {needed.upper()} and the platform is {platform!r}; "
+                "use implementation='xla', or interpret=True to run the kernels in the interpreter"
             )
-        if misfit is not None:
-            raise ValueError(misfit)
+    if implementation not in usable:
+        raise ValueError(misfits[implementation])
     return implementation
 
 
 def settings(name: Implementation, interpret: bool) -> dict[str, bool]:
     """The keyword arguments that only the functions of a Pallas implementation take."""
-    return {"interpret": interpret} if name in _PALLAS else {}
+    return {"interpret": interpret} if name in _PLATFORMS else {}
 
 
 def bind_dims(**arrays: tuple[jax.Array, str]) -> dict[str, int]:

@@ -1,39 +1,47 @@
-"""What the Triton kernels take. Each answer names the value, what is allowed, and the way out."""
+"""What the Pallas kernels take. Each answer names the value, what is allowed, and the way out."""
 
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.tiles import DTYPES, HEAD_WIDTHS
+from pallas_kernels import tiles, tpu_sizes
+from pallas_kernels.tiles import HEAD_WIDTHS
 
 INTERVAL_WIDTHS = (64, 80, 128)  # 80 is that of Qwen2.5-VL's vision tower
 MOST_HEADS = 16  # query heads per KV head
 BLOCK_SIZES = (32, 64)
+_DTYPES = {"triton": tiles.DTYPES, "mosaic_tpu": tpu_sizes.DTYPES}
+_KERNELS = {"triton": "Triton kernel", "mosaic_tpu": "TPU kernel"}
 _WAY_OUT = "or implementation='xla'"
 
 
-def attention_misfit(
+def attention_misfits(
     q: jax.Array, k: jax.Array, v: jax.Array, widths: tuple[int, ...] = HEAD_WIDTHS
-) -> str | None:
-    """Why the kernels cannot attend with q [b s n h] to k, v [b t k h]; None if they can."""
+) -> dict[str, str]:
+    """Which kernels cannot attend with q [b s n h] to k, v [b t k h]: {implementation: why}."""
     width, group = q.shape[3], q.shape[2] // k.shape[2]
     dtypes = {jnp.dtype(x.dtype).name for x in (q, k, v)}
-    if width not in widths:
-        return f"head width {width} has no Triton kernel; use one of {widths} {_WAY_OUT}"
-    if group > MOST_HEADS:
-        return (
-            f"{group} query heads per KV head have no Triton kernel; use at most {MOST_HEADS} "
-            f"{_WAY_OUT}"
-        )
-    if len(dtypes) > 1 or not dtypes <= set(DTYPES):
-        return (
-            f"dtypes {sorted(dtypes)} of q, k, v have no Triton kernel; use one of {DTYPES} for "
-            f"all {_WAY_OUT}"
-        )
-    return None
+    why = {}
+    for name, kernel in _KERNELS.items():
+        if width not in widths:
+            why[name] = f"head width {width} has no {kernel}; use one of {widths} {_WAY_OUT}"
+        elif group > MOST_HEADS:
+            why[name] = (
+                f"{group} query heads per KV head have no {kernel}; use at most {MOST_HEADS} "
+                f"{_WAY_OUT}"
+            )
+        elif len(dtypes) > 1 or not dtypes <= set(_DTYPES[name]):
+            why[name] = (
+                f"dtypes {sorted(dtypes)} of q, k, v have no {kernel}; use one of {_DTYPES[name]} "
+                f"for all {_WAY_OUT}"
+            )
+    return why
 
 
-def block_misfit(size: int) -> str | None:
-    """Why the kernels cannot select blocks of `size` keys; None if they can."""
-    if size not in BLOCK_SIZES:
-        return f"block size {size} has no Triton kernel; use one of {BLOCK_SIZES} {_WAY_OUT}"
-    return None
+def block_misfits(size: int) -> dict[str, str]:
+    """Which kernels cannot select blocks of `size` keys: {implementation: why}."""
+    if size in BLOCK_SIZES:
+        return {}
+    return {
+        name: f"block size {size} has no {kernel}; use one of {BLOCK_SIZES} {_WAY_OUT}"
+        for name, kernel in _KERNELS.items()
+    }

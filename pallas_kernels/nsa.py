@@ -100,7 +100,7 @@ def _how(q, k, v, block, implementation, interpret):
         implementation,
         ("reference", "xla", "triton"),
         interpret=interpret,
-        misfit=limits.attention_misfit(q, k, v) or limits.block_misfit(block),
+        misfits=limits.attention_misfits(q, k, v) | limits.block_misfits(block),
     )
     return {"implementation": name, "interpret": interpret}
 

@@ -33,5 +33,6 @@ def block_mean(
     if t % block:
         raise ValueError(f"x has {t} tokens, not a multiple of block={block}")
     # A reshape and a mean: XLA fuses the one formula on every platform.
-    dispatch.resolve(implementation, ("reference", "xla", "triton"), interpret=interpret)
+    names = ("reference", "xla", "triton", "mosaic_tpu")
+    dispatch.resolve(implementation, names, interpret=interpret)
     return ref.block_mean(x, block=block)

@@ -44,7 +44,7 @@ def compressed_attention(
         implementation,
         _IMPLEMENTATIONS,
         interpret=interpret,
-        misfit=limits.attention_misfit(q, k, v),
+        misfits=limits.attention_misfits(q, k, v),
     )
     run = _IMPLEMENTATIONS[name].compressed_attention
     settings = dispatch.settings(name, interpret)

@@ -55,7 +55,7 @@ def dense_attention(
         implementation,
         _IMPLEMENTATIONS,
         interpret=interpret,
-        misfit=limits.attention_misfit(q, k, v),
+        misfits=limits.attention_misfits(q, k, v),
     )
     run = _IMPLEMENTATIONS[name].dense_attention
     settings = dispatch.settings(name, interpret)

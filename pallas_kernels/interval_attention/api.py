@@ -53,7 +53,7 @@ def interval_attention(
         implementation,
         _IMPLEMENTATIONS,
         interpret=interpret,
-        misfit=limits.attention_misfit(q, k, v, widths=limits.INTERVAL_WIDTHS),
+        misfits=limits.attention_misfits(q, k, v, widths=limits.INTERVAL_WIDTHS),
     )
     run = _IMPLEMENTATIONS[name].interval_attention
     settings = dispatch.settings(name, interpret)

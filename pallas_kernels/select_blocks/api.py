@@ -78,7 +78,7 @@ def select_blocks(
         implementation,
         _IMPLEMENTATIONS,
         interpret=interpret,
-        misfit=limits.attention_misfit(q, k, k),
+        misfits=limits.attention_misfits(q, k, k),
     )
     run = _IMPLEMENTATIONS[name].select_blocks
     settings = dispatch.settings(name, interpret)

@@ -55,7 +55,7 @@ def selected_attention(
         implementation,
         _IMPLEMENTATIONS,
         interpret=interpret,
-        misfit=limits.attention_misfit(q, k, v) or limits.block_misfit(blocks.block),
+        misfits=limits.attention_misfits(q, k, v) | limits.block_misfits(blocks.block),
     )
     run = _IMPLEMENTATIONS[name].selected_attention
     settings = dispatch.settings(name, interpret)

@@ -51,7 +51,7 @@ def window_attention(
         implementation,
         _IMPLEMENTATIONS,
         interpret=interpret,
-        misfit=limits.attention_misfit(q, k, v),
+        misfits=limits.attention_misfits(q, k, v),
     )
     run = _IMPLEMENTATIONS[name].window_attention
     settings = dispatch.settings(name, interpret)
