@@ -4,14 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pallas_kernels import dispatch, limits
+from pallas_kernels import dispatch, limits, triton_nsa
 from pallas_kernels.block_mean.api import block_mean
 from pallas_kernels.blocks import BlockSet
 from pallas_kernels.combine import combine
 from pallas_kernels.compressed_attention.api import compressed_attention
 from pallas_kernels.select_blocks.api import SelectRule, select_blocks
 from pallas_kernels.selected_attention.api import selected_attention
-from pallas_kernels.selected_attention.triton import combined_attention
 from pallas_kernels.spec import NSASpec
 from pallas_kernels.window_attention.api import window_attention
 
@@ -42,7 +41,8 @@ def nsa_attention(
       q: float[b s n h] queries, rotated; query head i reads KV head i // (n // k).
       k: float[b t k h] keys, rotated.
       v: float[b t k h] values.
-      gates: float[b s n 3] in the order (compressed, selected, window), after the sigmoid.
+      gates: float[b s n 3] in the order (compressed, selected, window), after the sigmoid: not
+        negative.
       spec: sizes of the branches.
       implementation: None picks by platform; a named one runs or raises.
       interpret: run Pallas kernels in the interpreter; the others ignore it.
@@ -68,13 +68,18 @@ def nsa_attention(
     scale = q.shape[-1] ** -0.5
 
     k, v = (_whole_blocks(x, spec.block_size) for x in (k, v))
-    compressed, blocks = _compress_and_select(q, k, v, start, pos, spec=spec, how=how)
-    window = window_attention(q, k, v, start, pos, window=spec.window_size, scale=scale, **how)
+    means = tuple(block_mean(x, block=spec.block_size, **how) for x in (k, v))
+    visible = _visible(start, pos, spec)
+    compressed = compressed_attention(q, *means, visible, scale=scale, **how)
+    blocks = _select(q, means[0], compressed[1], visible, pos, spec=spec, how=how)
     if how["implementation"] == "triton":
-        gated = gates, compressed, window
-        return combined_attention(q, k, v, blocks, pos, gated, scale=scale, interpret=interpret)
+        compressed = jax.lax.stop_gradient(compressed)
+        places = triton_nsa.Places(visible, blocks, start, pos)
+        settings = triton_nsa.Settings(spec.window_size, scale, interpret)
+        return triton_nsa.gated_attention(q, k, v, means, gates, compressed, places, settings)
     selected = selected_attention(q, k, v, blocks, pos, scale=scale, **how)
-    return combine(gates, (compressed, selected, window), pos)
+    window = window_attention(q, k, v, start, pos, window=spec.window_size, scale=scale, **how)
+    return combine(gates, (compressed[0], selected, window), pos)
 
 
 def nsa_blocks(
@@ -90,8 +95,10 @@ def nsa_blocks(
     """The blocks that `nsa_attention` selects for the same arguments; raises as it does."""
     start, pos = _places(q, k, segment_ids, q_offset, spec.block_size)
     how = _how(q, k, k, spec.block_size, implementation, interpret)
-    k = _whole_blocks(k, spec.block_size)
-    return _compress_and_select(q, k, k, start, pos, spec=spec, how=how)[1]
+    mean_k = block_mean(_whole_blocks(k, spec.block_size), block=spec.block_size, **how)
+    visible, scale = _visible(start, pos, spec), q.shape[-1] ** -0.5
+    _, lse = compressed_attention(q, mean_k, mean_k, visible, scale=scale, **how)
+    return _select(q, mean_k, lse, visible, pos, spec=spec, how=how)
 
 
 def _how(q, k, v, block, implementation, interpret):
@@ -105,16 +112,17 @@ def _how(q, k, v, block, implementation, interpret):
     return {"implementation": name, "interpret": interpret}
 
 
-def _compress_and_select(q, k, v, start, pos, *, spec, how):
-    """The compressed branch, and the blocks that its weights rank highest."""
-    scale = q.shape[-1] ** -0.5
-    visible = jnp.stack([start, pos + 1], axis=-1) // spec.block_size
+def _visible(start, pos, spec):
+    """i32[b s 2] half-open range of the complete blocks of a query's sequence before it."""
+    return jnp.stack([start, pos + 1], axis=-1) // spec.block_size
+
+
+def _select(q, mean_k, lse, visible, pos, *, spec, how):
+    """The blocks that the weights of the compressed branch rank highest."""
     rule = SelectRule(spec.block_count, spec.forced_first, spec.forced_local, spec.block_size)
-    mean_k, mean_v = (block_mean(x, block=spec.block_size, **how) for x in (k, v))
-    compressed, lse = compressed_attention(q, mean_k, mean_v, visible, scale=scale, **how)
     own = pos // spec.block_size  # -1 where pos is
-    blocks = select_blocks(q, mean_k, lse, visible, own, rule=rule, scale=scale, **how)
-    return compressed, blocks
+    scale = q.shape[-1] ** -0.5
+    return select_blocks(q, mean_k, lse, visible, own, rule=rule, scale=scale, **how)
 
 
 def _places(q, k, segment_ids, q_offset, block):

@@ -29,6 +29,16 @@ class Sight:
     key_pos: jax.Array | None = None
     bits: jax.Array | None = None
 
+    @classmethod
+    def of_blocks(cls, visible: jax.Array) -> "Sight":
+        """i32[b s 2] half-open ranges of block means."""
+        return cls(visible[..., 0], visible[..., 1])
+
+    @classmethod
+    def of_window(cls, start: jax.Array, pos: jax.Array, window: int) -> "Sight":
+        """The last `window` keys up to pos i32[b s], of those from start i32[b s] on."""
+        return cls(jnp.maximum(start, pos + 1 - window), pos + 1)
+
     def live(self, x):
         """Zeros the queries of x [b s ...] that see nothing: they may hold NaN."""
         live = self.hi > self.lo

@@ -36,6 +36,25 @@ def backward(residuals, dout, job):
     """
     q, k, v, sight, out, lse = residuals
     delta = (dout.astype(jnp.float32) * out.astype(jnp.float32)).sum(-1)
+    return gradients(q, k, v, sight, lse, delta, dout, job)
+
+
+def gradients(q, k, v, sight, lse, delta, dout, job):
+    """The gradients of attention with weights exp(logits - lse), not necessarily of sum 1.
+
+    Args:
+      q: float[b s n h] queries.
+      k: float[b t k h] keys.
+      v: float[b t k h] values.
+      sight: what each query sees; without blocks.
+      lse: float32[b s n]; -inf for a query that sees nothing, infinity for weights of 0.
+      delta: float32[b s n], what is taken off <dout, v> in the gradient of the softmax.
+      dout: float[b s n h].
+      job: which operation this is.
+
+    Returns:
+      dq, dk, dv in the shapes and dtypes of q, k, v.
+    """
     live = ~jnp.isneginf(lse)
     # exp2(finite - inf) is 0: a query that sees nothing weighs nothing.
     base = jnp.where(live, lse * tile_math.LOG2E, jnp.inf)

@@ -5,7 +5,11 @@ from pallas_kernels.triton_flash import attend
 from pallas_kernels.triton_walk import Job
 
 
+def job(scale: float, interpret: bool) -> Job:
+    """What is static about the operation."""
+    return Job("compressed_attention", scale, interpret)
+
+
 def compressed_attention(q, k, v, visible, *, scale, interpret):
     """See `api.py`."""
-    job = Job("compressed_attention", scale, interpret)
-    return attend(q, k, v, Sight(visible[..., 0], visible[..., 1]), job)
+    return attend(q, k, v, Sight.of_blocks(visible), job(scale, interpret))

@@ -8,4 +8,4 @@ TILES = Tiles(rows=2048, block=128)
 
 def compressed_attention(q, k, v, visible, *, scale):
     """See `api.py`."""
-    return attend(q, k, v, Sight(visible[..., 0], visible[..., 1]), scale, TILES)
+    return attend(q, k, v, Sight.of_blocks(visible), scale, TILES)

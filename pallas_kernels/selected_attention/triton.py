@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 
 from pallas_kernels import tile_math
-from pallas_kernels.combine import combine
 from pallas_kernels.compat import plgpu
 from pallas_kernels.selected_attention import triton_backward, union_tile
 
@@ -22,35 +21,13 @@ def selected_attention(q, k, v, blocks, pos, *, scale, interpret):
     return _selected(q, k, v, blocks, pos, scale, interpret)
 
 
-def combined_attention(q, k, v, blocks, pos, gated, *, scale, interpret):
-    """`combine` of the three branches, of which the kernel never writes the selected one.
-
-    Differentiated, it does: the gradient of its gate needs it. The result is then rounded twice.
-
-    Args:
-      q: float[b s n h] queries.
-      k: float[b t k h] keys.
-      v: float[b t k h] values.
-      blocks: a `BlockSet`.
-      pos: i32[b s] index of the last key a query may see; -1 for none.
-      gated: gates float[b s n 3] of the branches compressed, selected and window, then the outputs
-        float[b s n h] of the compressed and of the window branch.
-      scale: factor of the logits.
-      interpret: run in the interpreter.
-
-    Returns:
-      float[b s n h], dtype of `q`; 0 where pos is -1.
-    """
-    return _combined(q, k, v, blocks, pos, gated, scale, interpret)
-
-
 @functools.partial(jax.custom_vjp, nondiff_argnames=("scale", "interpret"))
 def _selected(q, k, v, blocks, pos, scale, interpret):
-    return _forward(q, k, v, blocks, pos, (), scale, interpret)[0]
+    return forward(q, k, v, blocks, pos, (), scale=scale, interpret=interpret)[0]
 
 
 def _selected_fwd(q, k, v, blocks, pos, scale, interpret):
-    out, lse = _forward(q, k, v, blocks, pos, (), scale, interpret)
+    out, lse = forward(q, k, v, blocks, pos, (), scale=scale, interpret=interpret)
     return out, (q, k, v, blocks, pos, out, lse)
 
 
@@ -62,35 +39,24 @@ def _selected_bwd(scale, interpret, residuals, dout):
 _selected.defvjp(_selected_fwd, _selected_bwd)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnames=("scale", "interpret"))
-def _combined(q, k, v, blocks, pos, gated, scale, interpret):
-    return _forward(q, k, v, blocks, pos, gated, scale, interpret)[0]
+def forward(q, k, v, blocks, pos, gated, *, scale, interpret):
+    """The kernel, without a gradient.
 
+    Args:
+      q: float[b s n h] queries.
+      k: float[b t k h] keys.
+      v: float[b t k h] values.
+      blocks: a `BlockSet`.
+      pos: i32[b s] index of the last key a query may see; -1 for none.
+      gated: empty, or gates float[b s n 3] of the branches compressed, selected and window, and the
+        outputs float[b s n h] of the compressed and of the window branch. Then the result is the
+        sum of gate x branch, and the selected branch is never written.
+      scale: factor of the logits.
+      interpret: run in the interpreter.
 
-def _combined_fwd(q, k, v, blocks, pos, gated, scale, interpret):
-    selected, residuals = _selected_fwd(q, k, v, blocks, pos, scale, interpret)
-    gates, compressed, window = gated
-    return combine(gates, (compressed, selected, window), pos), (residuals, gated)
-
-
-def _combined_bwd(scale, interpret, residuals, dout):
-    residuals, (gates, compressed, window) = residuals
-    pos, selected = residuals[4:6]
-    pull = jax.vjp(
-        lambda gates, *branches: combine(gates, branches, pos), gates, compressed, selected, window
-    )[1]
-    dgates, dcompressed, dselected, dwindow = pull(dout)
-    grads = _selected_bwd(scale, interpret, residuals, dselected)
-    return *grads, (dgates, dcompressed, dwindow)
-
-
-_combined.defvjp(_combined_fwd, _combined_bwd)
-
-
-def _forward(q, k, v, blocks, pos, gated, scale, interpret):
-    """The kernel: out float[b s n h], and lse float32[b s n] of the selected branch.
-
-    `gated` is empty, or (gates, compressed, window): then out is the sum of all branches.
+    Returns:
+      out float[b s n h], dtype of `q`; 0 where pos is -1. And lse float32[b s n] of the selected
+      branch.
     """
     run = union_tile.Plan.of("selected_attention", q, k, blocks, pos).kernel(
         functools.partial(_attend_tile, scale=scale),

@@ -19,19 +19,45 @@ SEGMENT = 2048  # queries per program: as many as choose a block on average, at 
 
 
 def backward(residuals, dout, *, scale, interpret, segment=SEGMENT):
-    """dq, dk, dv in the shapes and dtypes of q, k, v.
+    """The gradients of `selected_attention`.
 
     Args:
       residuals: q, k, v, blocks and pos as in `api.py`, then out float[b s n h] and its
-        lse float32[b s n]; -inf for a query that sees nothing.
+        lse float32[b s n].
       dout: float[b s n h] gradient of `out`; nothing is read where a query sees nothing.
       scale: factor of the logits.
       interpret: run in the interpreter.
       segment: queries per program of the gradients of keys and values, at most.
+
+    Returns:
+      dq, dk, dv in the shapes and dtypes of q, k, v.
     """
     q, k, v, blocks, pos, out, lse = residuals
     delta = (dout.astype(jnp.float32) * out.astype(jnp.float32)).sum(-1)
-    rows = q, dout, lse, delta
+    settings = {"scale": scale, "interpret": interpret, "segment": segment}
+    return gradients((q, dout, lse, delta), k, v, blocks, pos, **settings)
+
+
+def gradients(rows, k, v, blocks, pos, *, scale, interpret, segment=SEGMENT):
+    """The gradients of attention with weights exp(logits - lse), not necessarily of sum 1.
+
+    Args:
+      rows: of each query
+        q float[b s n h],
+        dout float[b s n h], of which nothing is read where the query sees nothing,
+        lse float32[b s n], -inf where it sees nothing and infinity for weights of 0,
+        delta float32[b s n], what is taken off <dout, v> in the gradient of the softmax.
+      k: float[b t k h] keys.
+      v: float[b t k h] values.
+      blocks: a `BlockSet`.
+      pos: i32[b s] index of the last key a query may see; -1 for none.
+      scale: factor of the logits.
+      interpret: run in the interpreter.
+      segment: queries per program of the gradients of keys and values, at most.
+
+    Returns:
+      dq, dk, dv in the shapes and dtypes of q, k, v.
+    """
     dq = _query_grad(rows, k, v, blocks, pos, scale, interpret)
     dk, dv = _key_grads(rows, k, v, blocks, pos, scale, segment, interpret)
     return dq, dk, dv
@@ -134,7 +160,7 @@ def _segment(*refs, cut, scale):
             where = row, query, head * group + member
             rows, douts = (union_tile.load_rows(x, where, real) for x in (q, dout))
             base, shift = (plgpu.load(x.at[where], mask=real, other=0) for x in (lse, delta))
-            base *= tile_math.LOG2E  # finite: each query of the list sees a key
+            base *= tile_math.LOG2E  # not -inf: each query of the list sees a key
             limits = plgpu.load(limit.at[row, query], mask=real, other=-1)
             see = key[:, None] <= limits[None]
             products = tile_math.product(keys, rows, 1, 1), tile_math.product(values, douts, 1, 1)

@@ -1,14 +1,16 @@
 """`window_attention` on NVIDIA GPUs, as an interval of keys."""
 
-import jax.numpy as jnp
-
 from pallas_kernels.schedule import Sight
 from pallas_kernels.triton_flash import attend
 from pallas_kernels.triton_walk import Job
 
 
+def job(window: int, scale: float, interpret: bool) -> Job:
+    """What is static about the operation."""
+    return Job("window_attention", scale, interpret, reach=window)
+
+
 def window_attention(q, k, v, start, pos, *, window, scale, interpret):
     """See `api.py`."""
-    job = Job("window_attention", scale, interpret, reach=window)
-    sight = Sight(jnp.maximum(start, pos + 1 - window), pos + 1)
-    return attend(q, k, v, sight, job)[0]
+    sight = Sight.of_window(start, pos, window)
+    return attend(q, k, v, sight, job(window, scale, interpret))[0]

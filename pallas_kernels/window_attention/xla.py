@@ -1,7 +1,5 @@
 """`window_attention` as an interval of keys."""
 
-import jax.numpy as jnp
-
 from pallas_kernels.flash import attend
 from pallas_kernels.schedule import Sight, Tiles
 
@@ -17,5 +15,5 @@ def tiles(window, group):
 
 def window_attention(q, k, v, start, pos, *, window, scale):
     """See `api.py`."""
-    sight = Sight(jnp.maximum(start, pos + 1 - window), pos + 1)
+    sight = Sight.of_window(start, pos, window)
     return attend(q, k, v, sight, scale, tiles(window, q.shape[2] // k.shape[2]))[0]

@@ -11,7 +11,6 @@ from jax.sharding import PartitionSpec
 from pallas_kernels import BlockSet, selected_attention
 from pallas_kernels.blocks import pack
 from pallas_kernels.selected_attention import triton_backward
-from pallas_kernels.selected_attention.triton import combined_attention
 from tests import testing
 from tests.pallas_kernels.chosen_blocks import causal, choice, inputs, loops, visible
 
@@ -155,33 +154,6 @@ def test_an_infinite_gradient_stays_visible():
     got = _grads((*qkv, dout.at[0, 3, 1, 0].set(jnp.inf)), members, pos, 32, **INTERPRETED)
     assert all(np.isnan(x).any() or np.isinf(x).any() for x in got)
     assert np.isfinite(np.asarray(got[0])[0, 4:]).all()
-
-
-def test_the_gates_and_branches_of_the_fused_sum_have_gradients():
-    q, k, v, dout = inputs(40, 100, 4, 2)
-    pos = causal(40, 100)
-    members = choice(pos, 2, 100, 32)
-    blocks = BlockSet(pack(jnp.asarray(members)), 32)
-    rng = np.random.default_rng(0)
-    shapes = (1, 40, 4, 3), q.shape, q.shape
-    gated = tuple(jnp.asarray(rng.standard_normal(x), jnp.float32) for x in shapes)
-    op = functools.partial(combined_attention, scale=64**-0.5, interpret=True)
-
-    @jax.jit
-    def grads(q, k, v, gated):
-        return jax.vjp(lambda *x: op(*x[:3], blocks, pos, x[3]), q, k, v, gated)[1](dout)
-
-    *got, (dgates, dcompressed, dwindow) = grads(q, k, v, gated)
-    gates, compressed, window = gated
-    live = (pos >= 0)[..., None, None]
-    dselected = jnp.where(live, gates[..., 1:2] * dout, 0)
-    _check(got, loops((q, k, v, dselected), visible(members, pos, 100, 32))[1:])
-    selected = selected_attention(q, k, v, blocks, pos, scale=64**-0.5, implementation="reference")
-    for i, branch in enumerate((compressed, selected, window)):
-        want = jnp.where(live[..., 0], (branch * dout).sum(-1), 0)
-        testing.assert_close("dgates", dgates[..., i], want)
-    for i, gradient in ((0, dcompressed), (2, dwindow)):
-        testing.assert_close("branch", gradient, jnp.where(live, gates[..., i : i + 1] * dout, 0))
 
 
 def test_works_under_checkpoint_scan_and_donation():
