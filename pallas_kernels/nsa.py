@@ -1,8 +1,11 @@
 """Native sparse attention: three branches over the same keys, gated and summed."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 
 from pallas_kernels import dispatch, limits, triton_nsa
 from pallas_kernels.block_mean.api import block_mean
@@ -13,6 +16,8 @@ from pallas_kernels.select_blocks.api import SelectRule, select_blocks
 from pallas_kernels.selected_attention.api import selected_attention
 from pallas_kernels.spec import NSASpec
 from pallas_kernels.window_attention.api import window_attention
+
+BLOCKS = "nsa_blocks"  # the selected blocks under `jax.checkpoint`: few bits, many operations
 
 
 def nsa_attention(
@@ -69,9 +74,9 @@ def nsa_attention(
 
     k, v = (_whole_blocks(x, spec.block_size) for x in (k, v))
     means = tuple(block_mean(x, block=spec.block_size, **how) for x in (k, v))
-    visible = _visible(start, pos, spec)
+    visible = visible_blocks(start, pos, spec)
     compressed = compressed_attention(q, *means, visible, scale=scale, **how)
-    blocks = _select(q, means[0], compressed[1], visible, pos, spec=spec, how=how)
+    blocks = select(q, means[0], compressed[1], visible, pos, spec=spec, how=how)
     if how["implementation"] == "triton":
         compressed = jax.lax.stop_gradient(compressed)
         places = triton_nsa.Places(visible, blocks, start, pos)
@@ -96,9 +101,9 @@ def nsa_blocks(
     start, pos = _places(q, k, segment_ids, q_offset, spec.block_size)
     how = _how(q, k, k, spec.block_size, implementation, interpret)
     mean_k = block_mean(_whole_blocks(k, spec.block_size), block=spec.block_size, **how)
-    visible, scale = _visible(start, pos, spec), q.shape[-1] ** -0.5
+    visible, scale = visible_blocks(start, pos, spec), q.shape[-1] ** -0.5
     _, lse = compressed_attention(q, mean_k, mean_k, visible, scale=scale, **how)
-    return _select(q, mean_k, lse, visible, pos, spec=spec, how=how)
+    return select(q, mean_k, lse, visible, pos, spec=spec, how=how)
 
 
 def _how(q, k, v, block, implementation, interpret):
@@ -112,17 +117,18 @@ def _how(q, k, v, block, implementation, interpret):
     return {"implementation": name, "interpret": interpret}
 
 
-def _visible(start, pos, spec):
+def visible_blocks(start, pos, spec):
     """i32[b s 2] half-open range of the complete blocks of a query's sequence before it."""
     return jnp.stack([start, pos + 1], axis=-1) // spec.block_size
 
 
-def _select(q, mean_k, lse, visible, pos, *, spec, how):
+def select(q, mean_k, lse, visible, pos, *, spec, how):
     """The blocks that the weights of the compressed branch rank highest."""
     rule = SelectRule(spec.block_count, spec.forced_first, spec.forced_local, spec.block_size)
     own = pos // spec.block_size  # -1 where pos is
     scale = q.shape[-1] ** -0.5
-    return select_blocks(q, mean_k, lse, visible, own, rule=rule, scale=scale, **how)
+    blocks = select_blocks(q, mean_k, lse, visible, own, rule=rule, scale=scale, **how)
+    return dataclasses.replace(blocks, bits=checkpoint_name(blocks.bits, BLOCKS))
 
 
 def _places(q, k, segment_ids, q_offset, block):
@@ -135,12 +141,19 @@ def _places(q, k, segment_ids, q_offset, block):
         return jnp.zeros_like(pos), pos
     dispatch.bind_dims(k=(k, "b t k h"), segment_ids=(segment_ids, "b t"))
     _check_segments(segment_ids, block)
+    return places_of_segments(segment_ids, q_offset, s)
+
+
+def places_of_segments(segment_ids, q_offset, count):
+    """As i32[b s] the sequence's first key and the own key of the `count` queries at `q_offset`.
+
+    Both are indices of `segment_ids`; the own one is -1 at padding.
+    """
+    at = jnp.arange(segment_ids.shape[1], dtype=jnp.int32)
     begins = jnp.diff(segment_ids, axis=1, prepend=segment_ids[:, :1] - 1) != 0
-    start = jax.lax.cummax(jnp.where(begins, jnp.arange(t, dtype=jnp.int32), 0), axis=1)
-    start, segment = (
-        jax.lax.dynamic_slice_in_dim(x, q_offset, s, axis=1) for x in (start, segment_ids)
-    )
-    return start, jnp.where(segment >= 0, pos, -1)
+    start = jax.lax.cummax(jnp.where(begins, at, 0), axis=1)
+    pos = jnp.where(segment_ids >= 0, at, -1)
+    return tuple(jax.lax.dynamic_slice_in_dim(x, q_offset, count, axis=1) for x in (start, pos))
 
 
 def _whole_blocks(x, block):

@@ -153,7 +153,9 @@ class ComputeConfig:
 
     dtype: Literal["bfloat16", "float32"] = "bfloat16"  # of activations; parameters are float32
     implementation: str | None = None  # of attention, see pallas_kernels; None: best for platform
-    remat: Literal["none", "dots", "full"] = "full"  # what a decoder layer's backward recomputes
+    # What a layer's backward pass recomputes: "dots" all but matrix products and selected blocks,
+    # "blocks" all but selected blocks, "full" everything.
+    remat: Literal["none", "dots", "blocks", "full"] = "full"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from pallas_kernels import BLOCKS
+
 INIT_STDDEV = 0.02  # of every kernel and embedding, as published
 
 
@@ -86,8 +88,12 @@ class Embedding(nnx.Module):
         return self.embedding[...][tokens].astype(dtype)
 
 
+_BLOCKS = jax.checkpoint_policies.save_only_these_names(BLOCKS)
 _REMAT = {  # what a layer's backward pass may reuse instead of recomputing
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "dots": jax.checkpoint_policies.save_from_both_policies(
+        jax.checkpoint_policies.dots_with_no_batch_dims_saveable, _BLOCKS
+    ),
+    "blocks": _BLOCKS,
     "full": jax.checkpoint_policies.nothing_saveable,
 }
 
@@ -100,7 +106,7 @@ def scan_layers(stack: nnx.Module, body, carry, per_layer=None, *, remat: str):
       body: (one layer's module, carry, its slice of `per_layer`) -> carry.
       carry: pytree of arrays.
       per_layer: pytree of arrays with the layer axis first.
-      remat: "none", "dots" or "full", see `ComputeConfig`.
+      remat: "none", "dots", "blocks" or "full", see `ComputeConfig`.
     """
     graphdef, params = nnx.split(stack)
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pallas_kernels import NSASpec, dense_attention, nsa_attention
+from pallas_kernels import BLOCKS, NSASpec, dense_attention, nsa_attention
 from tests import testing
 from tests.pallas_kernels.nsa_loops import nsa_loops
 
@@ -243,3 +243,15 @@ def test_planned_kernels_say_so():
 def test_bad_sizes_are_named(sizes, message):
     with pytest.raises(ValueError, match=message):
         NSASpec(**sizes)
+
+
+def test_saved_blocks_are_not_chosen_again_in_the_backward_pass():
+    q, k, v, gates = (jnp.ones((1, 130, *shape)) for shape in ((4, 64), (2, 64), (2, 64), (4, 3)))
+    op = functools.partial(nsa_attention, spec=NSASpec(32, 3, 40), implementation="xla")
+
+    def choices(policy):
+        layer = jax.checkpoint(lambda q: op(q, k, v, gates).sum(), policy=policy)
+        return str(jax.make_jaxpr(jax.grad(layer))(q)).count("top_k")
+
+    assert choices(None) == 2
+    assert choices(jax.checkpoint_policies.save_only_these_names(BLOCKS)) == 1
