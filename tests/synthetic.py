@@ -34,9 +34,9 @@ def run_config(*, optim: dict | None = None, train: dict | None = None, **sectio
     )
 
 
-def sample(rng: np.random.Generator) -> Sample:
+def sample(rng: np.random.Generator, grid: tuple[int, int, int] = GRID) -> Sample:
     """A video between text tokens; the last six tokens are the answer."""
-    t, h, w = GRID
+    t, h, w = grid
     count = t * h * w // MODEL.vision.merge_size**2
     text = rng.integers(1, 256, 12).astype(np.int32)
     video = np.full(count, MODEL.video_token_id, np.int32)
@@ -44,7 +44,7 @@ def sample(rng: np.random.Generator) -> Sample:
     weights = np.zeros(len(tokens), np.float32)
     weights[-6:] = 1
     patches = rng.standard_normal((t * h * w, MODEL.vision.patch_elements), np.float32)
-    return Sample(tokens, weights, (Visual(patches, GRID, is_video=True),))
+    return Sample(tokens, weights, (Visual(patches, grid, is_video=True),))
 
 
 def batch(seed: int, rows: int = ROWS) -> dict:
