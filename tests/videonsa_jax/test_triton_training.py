@@ -75,4 +75,3 @@ def test_the_loss_curves_are_the_same(monkeypatch):
     assert {"gate_gradients", "selected_attention_bwd_dkv", "interval_attention_bwd_dq"} <= kernels
     assert want[-1] < 1 < want[0]
     np.testing.assert_allclose(got, want, rtol=0, atol=1e-3)
-    print(f"largest difference of a loss: {np.abs(got - want).max():.1e}")
