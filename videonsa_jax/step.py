@@ -42,8 +42,12 @@ class CompiledStep:
         if _shape(batch) in self._programs:
             return None
         started = time.perf_counter()
-        self._programs[_shape(batch)] = self._jitted.lower(state, batch).compile()
+        self._programs[_shape(batch)] = self.lower(state, batch).compile()
         return time.perf_counter() - started
+
+    def lower(self, state: TrainState, batch: Batch) -> jax.stages.Lowered:
+        """The program before it is compiled; abstract arrays will do."""
+        return self._jitted.lower(state, batch)
 
     def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         """Donates `state`; the batch's shape must have been compiled."""

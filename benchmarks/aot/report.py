@@ -1,6 +1,8 @@
-"""What a compiler says of one operation, and the limits that it must keep."""
+"""What a compiler says of one program."""
 
 import dataclasses
+
+from videonsa_jax.sharding.ahead import MemoryUse
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,31 +29,11 @@ class KernelUse:
 
 
 @dataclasses.dataclass(frozen=True)
-class MemoryUse:
-    """Device memory of a program, in bytes: what it gets, gives and works with."""
-
-    arguments: int
-    outputs: int
-    temporaries: int
-
-    @property
-    def total(self) -> int:
-        return self.arguments + self.outputs + self.temporaries
-
-
-@dataclasses.dataclass(frozen=True)
 class Compiled:
-    """A compiled program, and the versions of what else compiled it."""
+    """A compiled program: its kernels, its memory per device, what compiled it, its final HLO."""
 
     kernels: list[KernelUse]
     memory: MemoryUse
     seconds: float
     versions: dict[str, str]
-
-
-class NotHere(Exception):
-    """This Python, or this machine, lacks what compiling for a target needs."""
-
-
-class Rejected(Exception):
-    """The compiler refused a program; says why in one line."""
+    hlo: str

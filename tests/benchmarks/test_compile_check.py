@@ -39,9 +39,9 @@ def run(python, *command):
 
 @pytest.fixture
 def aot():
-    """A Python that compiles for CUDA."""
+    """A Python that compiles for devices that are not there."""
     if not AOT_PYTHON.exists():
-        pytest.skip("no .venv-aot: `make aot` could not install the CUDA plugins of this JAX")
+        pytest.skip("no .venv-aot: `make aot` could not install what compiles for other devices")
     return AOT_PYTHON
 
 
@@ -55,7 +55,7 @@ def test_without_the_packages_it_says_so_and_exits_with_3(tmp_path):
 
 
 @pytest.mark.slow
-def test_every_kernel_and_the_prefill_keep_the_limits(aot, tmp_path):
+def test_every_kernel_and_the_whole_model_keep_the_limits(aot, tmp_path):
     out = tmp_path / "report.json"
     done = run(
         aot,
@@ -64,6 +64,7 @@ def test_every_kernel_and_the_prefill_keep_the_limits(aot, tmp_path):
         "--target=h100",
         "--tokens=1024",
         "--prefill=1024",
+        "--train=36864",
         f"--out={out}",
     )
     assert done.returncode == 0, done.stdout + done.stderr
@@ -78,14 +79,20 @@ def test_every_kernel_and_the_prefill_keep_the_limits(aot, tmp_path):
     gradient = rows["nsa_attention/window_attention_bwd_dkv"]
     assert gradient["phase"] == "backward"
     assert gradient["wgmma"] > 0
-    (prefill,) = report["programs"]
+    prefill, train = report["programs"]
     assert {"combined_attention_fwd", "dense_attention_fwd"} <= set(prefill["kernels"])
     assert 15 * 2**30 < prefill["argument_bytes"] < prefill["total_bytes"]
+    assert {"selected_attention_bwd_dkv", "interval_attention_bwd_dkv"} <= set(train["kernels"])
+    assert (train["topology"], train["mesh"]["fsdp"], train["rows"]) == ("h100:8", 8, 32)
+    assert train["output_bytes"] < 2**20  # the metrics: the new state takes the old one's place
+    assert 12 * 2**30 < train["argument_bytes"] < train["total_bytes"] < 0.9 * 80e9
+    assert train["score_arrays"] == []
 
 
 @pytest.mark.slow
 def test_spilled_registers_are_seen(aot, tmp_path):
-    options = ("--target=h100", "--tokens=1024", "--prefill=0", f"--out={tmp_path / 'x.json'}")
+    options = ("--target=h100", "--tokens=1024", "--prefill=0", "--train=0")
+    options += (f"--out={tmp_path / 'x.json'}",)
     done = run(aot, "-c", TOO_LARGE, *options)
     assert done.returncode == 1, done.stdout + done.stderr
     broken = [line for line in done.stdout.splitlines() if line.startswith("BROKEN")]

@@ -1,0 +1,72 @@
+"""The 7B model's whole programs on the meshes that its shipped config is split over."""
+
+import dataclasses
+import pathlib
+
+from jax.sharding import Mesh
+
+from benchmarks.aot.report import Compiled
+from benchmarks.aot.target import Target
+from videonsa_jax.parse import RunConfig, load_config, parse
+from videonsa_jax.sharding import programs
+from videonsa_jax.sharding.programs import RowShape
+from videonsa_jax.sharding.topology import Topology, parse_topology
+
+CONFIG = pathlib.Path(__file__).parents[2] / "configs" / "videonsa_7b_sft.py"
+TEXT_TOKENS, NEW_TOKENS = 2048, 128
+# Target -> topology of the phase, and what of the config it needs.
+PREFILL = {"h100": "h100:1", "v5e": "v5e:16x16", "v5p": "v5p:4x4x4", "v6e": "v6e:16x16"}
+TRAIN = PREFILL | {"h100": "h100:8"}
+VISION_TOKENS = {  # of a row
+    "prefill": {"h100": 131_072, "v5e": 36_864, "v5p": 36_864, "v6e": 36_864},
+    "train": {"h100": 36_864, "v5e": 36_864, "v5p": 36_864, "v6e": 36_864},
+}
+OVERRIDES: dict[str, tuple[str, ...]] = {"h100": (), "v5e": (), "v5p": (), "v6e": ()}
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """The prefill or the training step of `cfg` over full rows.
+
+    Attributes:
+      phase: "prefill" or "train".
+      topology: the devices.
+      cfg: its mesh has as many.
+      shape: of the rows.
+    """
+
+    phase: str
+    topology: Topology
+    cfg: RunConfig
+    shape: RowShape
+
+    @property
+    def name(self) -> str:
+        return f"7B {'training step' if self.phase == 'train' else 'prefill'}"
+
+    def compile(self, target: Target) -> Compiled:
+        """See `Target.compile_program`."""
+        mesh = self.topology.mesh(self.cfg.mesh)
+        return target.compile_program(lambda: self._lower(mesh), mesh)
+
+    def _lower(self, mesh: Mesh):
+        if self.phase == "train":
+            return programs.training_step(self.cfg, mesh, self.shape)
+        return programs.prefill_step(self.cfg, mesh, self.shape, NEW_TOKENS)
+
+
+def shipped(target: str, implementation: str, phase: str, vision_tokens: int) -> Program:
+    """One row of `vision_tokens` at a time on each group of devices that shares a row."""
+    topology = parse_topology({"train": TRAIN, "prefill": PREFILL}[phase][target])
+    overrides = OVERRIDES[target]
+    rows = parse(load_config(str(CONFIG)), overrides).mesh
+    split = rows.tensor * rows.context
+    overrides += (
+        f"mesh.fsdp={topology.size // split}",
+        f"compute.implementation={implementation}",
+    )
+    cfg = parse(load_config(str(CONFIG)), overrides)
+    rows = topology.size // split
+    if phase == "train":
+        rows *= cfg.optim.accumulation
+    return Program(phase, topology, cfg, RowShape(rows, vision_tokens, TEXT_TOKENS))

@@ -1,0 +1,39 @@
+"""Whether a compiled program holds an array with a number for every token and block of keys."""
+
+import itertools
+import math
+import re
+from collections.abc import Collection
+
+# In the text of HLO: a computation with its instructions, and the one that a fusion calls, whose
+# values never reach memory.
+COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.-]+) [^\n]*\{\n(.*?)^\}", re.DOTALL | re.MULTILINE)
+FUSED = re.compile(r" fusion\([^\n]*?calls=%?([\w.-]+)")
+ARRAY = re.compile(r"\b(?:pred|[suf]\d+|bf16)\[([\d,]+)\]")
+
+
+def scores(hlo: str, tokens: int, block_size: int, heads: Collection[int]) -> set[str]:
+    """The arrays in a program's memory that are `tokens` queries by all blocks of keys, or larger.
+
+    One dimension of them is the blocks, also filled up to a power of two, and also times the heads;
+    the others are a multiple of `tokens`. So `tokens` should be a length that needs no filling up
+    itself, and whose count of blocks is no other size of the program.
+
+    Args:
+      hlo: text of an optimized program.
+      tokens: queries.
+      block_size: tokens per block of keys.
+      heads: numbers of heads.
+    """
+    blocks = -(-tokens // block_size)
+    counts = {blocks, 1 << (blocks - 1).bit_length()}
+    columns = counts | {count * head for count in counts for head in heads}
+    fused = set(FUSED.findall(hlo))
+    bodies = (body for name, body in COMPUTATION.findall(hlo) if name not in fused)
+    found = set()
+    for match in itertools.chain.from_iterable(map(ARRAY.finditer, bodies)):
+        sizes = [int(size) for size in match[1].split(",")]
+        whole = math.prod(sizes)
+        if whole and any(size in columns and whole // size % tokens == 0 for size in sizes):
+            found.add(match[0])
+    return found

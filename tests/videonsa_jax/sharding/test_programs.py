@@ -1,0 +1,48 @@
+"""The programs of a run are made from shapes alone, sharded as their config says."""
+
+import jax
+import pytest
+
+from videonsa_jax.parse import load_config, parse
+from videonsa_jax.sharding import programs
+from videonsa_jax.sharding.mesh import make_mesh
+from videonsa_jax.sharding.programs import RowShape
+
+CONFIG = "configs/videonsa_7b_sft.py:smoke"
+SMALL = ("model.text.vocab_size=256", "mesh.fsdp=8", "data.max_pixels=12544")
+SHAPE = RowShape(rows=8, vision_tokens=64, text_tokens=32)
+
+
+@pytest.fixture(scope="module")
+def mesh():
+    cfg = parse(load_config(CONFIG), SMALL)
+    return cfg, make_mesh(cfg.mesh)
+
+
+def test_a_training_step_donates_its_state(mesh):
+    cfg, mesh = mesh
+    with jax.set_mesh(mesh):
+        lowered = programs.training_step(cfg, mesh, SHAPE)
+    state, batch = lowered.args_info[0]
+    assert all(leaf.donated for leaf in jax.tree.leaves(state))
+    assert not any(leaf.donated for leaf in jax.tree.leaves(batch))
+    new_state, metrics = lowered.out_info
+    assert jax.tree.map(lambda x: x.shape, new_state) == jax.tree.map(lambda x: x.shape, state)
+    assert metrics["loss"].shape == ()
+
+
+def test_a_prefill_has_a_row_of_the_cache_per_question(mesh):
+    cfg, mesh = mesh
+    with jax.set_mesh(mesh):
+        lowered = programs.prefill_step(cfg, mesh, SHAPE, new_tokens=4)
+    logits, cache = lowered.out_info
+    assert logits.shape == (8, 256)
+    assert cache.keys.shape == (2, 8, 100, 2, 32)
+    assert cache.keys.dtype == "bfloat16"
+
+
+def test_a_batch_is_split_over_the_devices(mesh):
+    cfg, mesh = mesh
+    batch = programs.abstract_batch(cfg, mesh, SHAPE)
+    assert batch.patches.sharding.shard_shape(batch.patches.shape) == (1, 256, 1176)
+    assert batch.frame_patches == 64
