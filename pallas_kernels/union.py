@@ -24,18 +24,21 @@ class Unions:
     Attributes:
       ids: i32[b k tiles u] chosen blocks in ascending order, then 0.
       members: i32[b k tiles u] bit r is set where query r of the tile chose the block; then 0.
+        None if not asked for.
       whole: i32[b k tiles] how many leading blocks no query of the tile has to cut: all of their
         keys exist and lie at or before the limit of each query that sees any key.
       count: i32[b k tiles] how many blocks to visit.
     """
 
     ids: jax.Array
-    members: jax.Array
+    members: jax.Array | None
     whole: jax.Array
     count: jax.Array
 
 
-def build(blocks: BlockSet, limit: jax.Array, *, queries: int, keys: int) -> Unions:
+def build(
+    blocks: BlockSet, limit: jax.Array, *, queries: int, keys: int, with_members: bool = True
+) -> Unions:
     """Lists the blocks of each tile of `queries` consecutive queries.
 
     Args:
@@ -44,29 +47,38 @@ def build(blocks: BlockSet, limit: jax.Array, *, queries: int, keys: int) -> Uni
         nothing, whatever it chose.
       queries: queries per tile, at most 32.
       keys: number of keys; blocks past the last key are dropped.
+      with_members: whether the kernel needs member words: they cost as many words as queries.
     """
     count = -(-keys // blocks.block)
     bits = jnp.where((limit >= 0)[..., None, None], blocks.bits, 0) & _first(count, blocks.bits)
     bits = jnp.moveaxis(_tiled(bits, queries, 0), 3, 1)  # [b k tiles queries words]
-    union = jax.lax.reduce(bits, jnp.uint32(0), jax.lax.bitwise_or, (3,))
-    ones = jax.lax.population_count(union).astype(jnp.int32)
-    ends = jnp.cumsum(ones, axis=-1)
-    total = ends[..., -1]
-
     most = count if blocks.most is None else min(queries * blocks.most, count)
-    slot = jnp.arange(most, dtype=jnp.int32)
-    word = (ends[..., None, :] <= slot[:, None]).sum(-1, dtype=jnp.int32)
-    word = jnp.minimum(word, union.shape[-1] - 1)
-    before = jnp.take_along_axis(ends - ones, word, axis=-1)
-    bit = _position(jnp.take_along_axis(union, word, axis=-1), slot - before)
-
-    used = slot < total[..., None]
-    ids = jnp.where(used, word * WORD + bit, 0)
-    members = jnp.where(used, _members(bits, word, bit), 0)
+    ids, total = _set_bits(jax.lax.reduce(bits, jnp.uint32(0), jax.lax.bitwise_or, (3,)), most)
+    used = jnp.arange(most) < total[..., None]
+    ids = jnp.where(used, ids, 0)
+    members = jnp.where(used, _members(bits, ids), 0) if with_members else None
     shortest = jnp.where(limit >= 0, limit + 1, keys)
     shortest = _tiled(shortest, queries, keys).min(2)[:, None, :, None]
     whole = (used & ((ids + 1) * blocks.block <= shortest)).sum(-1, dtype=jnp.int32)
     return Unions(ids, members, whole, total)
+
+
+def _set_bits(words, most):
+    """uint32[.. words] -> i32[.. most] numbers of the set bits, and i32[..] how many there are.
+
+    The numbers ascend; the slots after the last one hold anything.
+    """
+    ones = jax.lax.population_count(words).astype(jnp.int32)
+    ends = jnp.cumsum(ones, axis=-1)
+    slot = jnp.arange(most, dtype=jnp.int32)[:, None]
+    begin, end, words = (x[..., None, :] for x in (ends - ones, ends, words))
+    # By sums over all words, not by a gather: TPUs gather one element after the other.
+    before = end <= slot
+    word = before.sum(-1, dtype=jnp.int32)
+    here = (begin <= slot) & ~before
+    value = jnp.where(here, words, 0).sum(-1, dtype=jnp.uint32)
+    rank = jnp.where(here, slot - begin, 0).sum(-1, dtype=jnp.int32)
+    return word * WORD + _position(value, rank), ends[..., -1]
 
 
 def _first(count, bits):
@@ -90,10 +102,10 @@ def _position(word, rank):
     return (below <= rank[..., None]).sum(-1, dtype=jnp.int32)
 
 
-def _members(bits, word, bit):
-    """i32[b k tiles u]: bit r is set where query r has `bit` of `word` in [.. queries words]."""
-    words = jnp.take_along_axis(bits, word[..., None, :], axis=-1)  # [b k tiles queries u]
-    chosen = (words >> bit[..., None, :].astype(jnp.uint32)) & 1
+def _members(bits, ids):
+    """i32[b k tiles u]: bit r is set where query r of [.. queries words] has the bit `ids`."""
+    words = jnp.take_along_axis(bits, (ids // WORD)[..., None, :], axis=-1)  # [.. queries u]
+    chosen = (words >> (ids % WORD)[..., None, :].astype(jnp.uint32)) & 1
     rank = jnp.arange(bits.shape[3], dtype=jnp.uint32)[:, None]
     chosen = (chosen << rank).sum(3, dtype=jnp.uint32)
     return jax.lax.bitcast_convert_type(chosen, jnp.int32)
