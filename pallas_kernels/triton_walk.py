@@ -1,6 +1,5 @@
 """What the forward and the backward kernels of attention under a `Sight` have in common."""
 
-import dataclasses
 import functools
 
 import jax
@@ -13,27 +12,14 @@ LEAST_ROWS = 16  # of a matrix product
 LEAST_VISITS = 4  # tiles that are worth a program of their own
 
 
-@dataclasses.dataclass(frozen=True)
-class Job:
-    """What is static about one operation.
-
-    Attributes:
-      name: of the operation, in `tiles` and in the names of its kernels; those for few queries are
-        "decode_attention" in `tiles`, and those of the backward pass "attention_dq" and
-        "attention_dkv".
-      scale: factor of the logits.
-      interpret: run in the interpreter.
-      reach: no query sees keys further apart than this; None: not known.
-    """
-
-    name: str
-    scale: float
-    interpret: bool
-    reach: int | None = None
-
-
 def sizes(kernel, q):
-    """The `TileParams` of `kernel` for q [b s n h] on this device."""
+    """The `TileParams` for q [b s n h] on this device.
+
+    Args:
+      kernel: a name in `tiles`: that of the operation, or for few queries "decode_attention", or in
+        the backward pass "attention_dq" or "attention_dkv".
+      q: the queries.
+    """
     return tiles.pick(kernel, compat.device_kind(), q.dtype, pl.next_power_of_2(q.shape[3]))
 
 

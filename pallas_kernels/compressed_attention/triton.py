@@ -1,8 +1,8 @@
 """`compressed_attention` on NVIDIA GPUs, as an interval of block means."""
 
+from pallas_kernels.job import Job
 from pallas_kernels.schedule import Sight
 from pallas_kernels.triton_flash import attend
-from pallas_kernels.triton_walk import Job
 
 
 def job(scale: float, interpret: bool) -> Job:

@@ -3,9 +3,9 @@
 import jax
 
 from pallas_kernels import dispatch, limits
-from pallas_kernels.dense_attention import ref, triton, xla
+from pallas_kernels.dense_attention import mosaic_tpu, ref, triton, xla
 
-_IMPLEMENTATIONS = {"reference": ref, "xla": xla, "triton": triton}
+_IMPLEMENTATIONS = {"reference": ref, "xla": xla, "triton": triton, "mosaic_tpu": mosaic_tpu}
 
 
 def dense_attention(

@@ -8,9 +8,9 @@ but it would hold all pairs.
 
 import jax.numpy as jnp
 
+from pallas_kernels.job import Job
 from pallas_kernels.schedule import Sight
 from pallas_kernels.triton_flash import attend
-from pallas_kernels.triton_walk import Job
 
 
 def dense_attention(q, k, v, start, query_pos, key_pos, *, scale, interpret):

@@ -3,9 +3,9 @@
 import jax
 
 from pallas_kernels import dispatch, limits
-from pallas_kernels.window_attention import ref, triton, xla
+from pallas_kernels.window_attention import mosaic_tpu, ref, triton, xla
 
-_IMPLEMENTATIONS = {"reference": ref, "xla": xla, "triton": triton}
+_IMPLEMENTATIONS = {"reference": ref, "xla": xla, "triton": triton, "mosaic_tpu": mosaic_tpu}
 
 
 def window_attention(

@@ -1,0 +1,11 @@
+"""`interval_attention` on TPUs."""
+
+from pallas_kernels.job import Job
+from pallas_kernels.mosaic_flash import attend
+from pallas_kernels.schedule import Sight
+
+
+def interval_attention(q, k, v, interval, *, max_length, scale, interpret):
+    """See `api.py`."""
+    job = Job("interval_attention", scale, interpret, reach=max_length)
+    return attend(q, k, v, Sight(interval[..., 0], interval[..., 1]), job)[0]
