@@ -33,6 +33,15 @@ class BlockSet:
         """bool[b s k count]: which of the first `count` blocks are chosen."""
         return unpack(self.bits, count)
 
+    def part(self, first: jax.Array, count: int) -> "BlockSet":
+        """Which of the blocks first .. first + count - 1 are chosen; first becomes block 0."""
+        words = -(-count // WORD)
+        bits = jnp.pad(self.bits, [(0, 0)] * 3 + [(0, words + 1)])
+        here = jax.lax.dynamic_slice_in_dim(bits, first // WORD, words + 1, axis=3)
+        shift = jnp.uint32(first % WORD)
+        low, high = here[..., :-1] >> shift, here[..., 1:] << 1 << (WORD - 1 - shift)
+        return dataclasses.replace(self, bits=(low | high) & pack(jnp.ones(count, bool)))
+
 
 def pack(members: jax.Array) -> jax.Array:
     """bool[... c] -> uint32[... ceil(c/32)]."""

@@ -8,12 +8,32 @@ but it would hold all pairs.
 
 import jax.numpy as jnp
 
+from pallas_kernels import triton_flash, triton_flash_backward
 from pallas_kernels.job import Job
 from pallas_kernels.schedule import Sight
-from pallas_kernels.triton_flash import attend
 
 
 def dense_attention(q, k, v, start, query_pos, key_pos, *, scale, interpret):
     """See `api.py`."""
-    sight = Sight(jnp.maximum(start, 0), query_pos + 1, key_pos=key_pos)
-    return attend(q, k, v, sight, Job("dense_attention", scale, interpret))[0]
+    return forward(q, k, v, start, query_pos, key_pos, scale=scale, interpret=interpret)[0]
+
+
+def forward(q, k, v, start, query_pos, key_pos, *, scale, interpret):
+    """See `part.py`."""
+    sight = _sight(start, query_pos, key_pos)
+    return triton_flash.attend(q, k, v, sight, _job(scale, interpret))
+
+
+def backward(residuals, dout, *, scale, interpret):
+    """See `part.py`."""
+    q, k, v, start, query_pos, key_pos, out, lse = residuals
+    residuals = q, k, v, _sight(start, query_pos, key_pos), out, lse
+    return triton_flash_backward.backward(residuals, dout, _job(scale, interpret))
+
+
+def _sight(start, query_pos, key_pos):
+    return Sight(jnp.maximum(start, 0), query_pos + 1, key_pos=key_pos)
+
+
+def _job(scale, interpret):
+    return Job("dense_attention", scale, interpret)

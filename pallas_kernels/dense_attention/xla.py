@@ -2,7 +2,7 @@
 
 import jax.numpy as jnp
 
-from pallas_kernels.flash import attend
+from pallas_kernels import flash
 from pallas_kernels.schedule import Sight, Tiles
 
 TILES = Tiles(rows=1024, block=512)
@@ -10,5 +10,20 @@ TILES = Tiles(rows=1024, block=512)
 
 def dense_attention(q, k, v, start, query_pos, key_pos, *, scale):
     """See `api.py`."""
-    sight = Sight(jnp.maximum(start, 0), query_pos + 1, key_pos=key_pos)
-    return attend(q, k, v, sight, scale, TILES)[0]
+    return forward(q, k, v, start, query_pos, key_pos, scale=scale)[0]
+
+
+def forward(q, k, v, start, query_pos, key_pos, *, scale):
+    """See `part.py`."""
+    return flash.attend(q, k, v, _sight(start, query_pos, key_pos), scale, TILES)
+
+
+def backward(residuals, dout, *, scale):
+    """See `part.py`."""
+    q, k, v, start, query_pos, key_pos, out, lse = residuals
+    residuals = q, k, v, _sight(start, query_pos, key_pos), out, lse
+    return flash.backward(residuals, dout, scale, TILES)
+
+
+def _sight(start, query_pos, key_pos):
+    return Sight(jnp.maximum(start, 0), query_pos + 1, key_pos=key_pos)

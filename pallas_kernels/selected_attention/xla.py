@@ -2,7 +2,7 @@
 
 import jax.numpy as jnp
 
-from pallas_kernels.flash import attend
+from pallas_kernels import flash
 from pallas_kernels.schedule import Sight, Tiles
 
 ROWS = 448  # 64 queries of 7 heads; more queries would share less of their blocks
@@ -16,5 +16,20 @@ def tiles(block):
 
 def selected_attention(q, k, v, blocks, pos, *, scale):
     """See `api.py`."""
-    sight = Sight(jnp.zeros_like(pos), pos + 1, bits=blocks.bits)
-    return attend(q, k, v, sight, scale, tiles(blocks.block))[0]
+    return forward(q, k, v, blocks, pos, scale=scale)[0]
+
+
+def forward(q, k, v, blocks, pos, *, scale):
+    """See `part.py`."""
+    return flash.attend(q, k, v, _sight(blocks, pos), scale, tiles(blocks.block))
+
+
+def backward(residuals, dout, *, scale):
+    """See `part.py`."""
+    q, k, v, blocks, pos, out, lse = residuals
+    residuals = q, k, v, _sight(blocks, pos), out, lse
+    return flash.backward(residuals, dout, scale, tiles(blocks.block))
+
+
+def _sight(blocks, pos):
+    return Sight(jnp.zeros_like(pos), pos + 1, bits=blocks.bits)
