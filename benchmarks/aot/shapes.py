@@ -1,15 +1,10 @@
 """Whether a compiled program holds an array with a number for every token and block of keys."""
 
-import itertools
 import math
 import re
 from collections.abc import Collection
 
-# In the text of HLO: a computation with its instructions, and the one that a fusion calls, whose
-# values never reach memory.
-COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.-]+) [^\n]*\{\n(.*?)^\}", re.DOTALL | re.MULTILINE)
-FUSED = re.compile(r" fusion\([^\n]*?calls=%?([\w.-]+)")
-ARRAY = re.compile(r"\b(?:pred|[suf]\d+|bf16)\[([\d,]+)\]")
+from videonsa_jax.sharding.hlo import Program
 
 
 def scores(hlo: str, tokens: int, block_size: int, heads: Collection[int]) -> set[str]:
@@ -28,12 +23,10 @@ def scores(hlo: str, tokens: int, block_size: int, heads: Collection[int]) -> se
     blocks = -(-tokens // block_size)
     counts = {blocks, 1 << (blocks - 1).bit_length()}
     columns = counts | {count * head for count in counts for head in heads}
-    fused = set(FUSED.findall(hlo))
-    bodies = (body for name, body in COMPUTATION.findall(hlo) if name not in fused)
     found = set()
-    for match in itertools.chain.from_iterable(map(ARRAY.finditer, bodies)):
-        sizes = [int(size) for size in match[1].split(",")]
+    for array in Program(hlo).in_memory():
+        sizes = [int(size) for size in re.search(r"\[([\d,]*)\]", array)[1].split(",") if size]
         whole = math.prod(sizes)
         if whole and any(size in columns and whole // size % tokens == 0 for size in sizes):
-            found.add(match[0])
+            found.add(array)
     return found

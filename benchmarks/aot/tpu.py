@@ -11,8 +11,8 @@ KERNEL = re.compile(r'%([\w.-]+) = [^\n]*custom_call_target="tpu_custom_call"[^\
 TAKEN = re.compile(
     r'"used_scoped_memory_configs":\[\{"memory_space":"1","offset":"\d+","size":"(\d+)"'
 )
-# The name of a kernel in the path of the operation that called it.
-CALL = re.compile(r'op_name="[^"]*?([\w]+)/pallas_call')
+# The name of a kernel in the path of the operation that called it, also where it is differentiated.
+CALL = re.compile(r'op_name="[^"]*?(\w+)\)*/pallas_call')
 
 
 def options(dump: str) -> dict:

@@ -37,6 +37,12 @@ def test_calls_of_one_kernel_are_one_row_with_the_most_that_they_take():
     assert (use.name, use.vmem_bytes, use.registers) == ("window", 3000, None)
 
 
+def test_the_kernel_of_a_gradient_has_its_own_name():
+    line = KERNEL.format(name="transpose_jvp_window__.1", taken=TAKEN.format(size=1))
+    (use,) = uses(line.replace("jit(g)/window/", "transpose(jvp(window_bwd))/"))
+    assert use.name == "window_bwd"
+
+
 def test_too_much_is_a_problem():
     (use,) = uses(KERNEL.format(name="window.1", taken=TAKEN.format(size=200 * 2**20)))
     (problem,) = tpu.problems(use, "bfloat16", "TPU v5")
