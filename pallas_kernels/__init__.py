@@ -8,7 +8,7 @@ from pallas_kernels.dense_attention.api import dense_attention
 from pallas_kernels.device_axis import DeviceAxis
 from pallas_kernels.interval_attention.api import interval_attention
 from pallas_kernels.nsa import BLOCKS, nsa_attention, nsa_blocks
-from pallas_kernels.nsa_sharded import nsa_shard_branches
+from pallas_kernels.nsa_sharded import ShardBranches, nsa_shard_branches
 from pallas_kernels.select_blocks.api import SelectRule, select_blocks
 from pallas_kernels.selected_attention.api import selected_attention
 from pallas_kernels.spec import NSASpec
@@ -20,6 +20,7 @@ __all__ = [
     "DeviceAxis",
     "NSASpec",
     "SelectRule",
+    "ShardBranches",
     "block_mean",
     "combine",
     "compressed_attention",

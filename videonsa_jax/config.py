@@ -156,12 +156,16 @@ class ComputeConfig:
     # What a layer's backward pass recomputes: "dots" all but matrix products and selected blocks,
     # "blocks" all but selected blocks, "full" everything.
     remat: Literal["none", "dots", "blocks", "full"] = "full"
+    # How keys reach the devices that split a sequence: "gather" copies all keys of a layer to each,
+    # "ring" passes them round, two devices' keys at a time.
+    cp_mode: Literal["gather", "ring"] = "gather"
 
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
     """Devices along each mesh axis; the product must be the number of devices."""
 
+    dcn: int = 1  # groups of devices joined by the slower network: copies of the parameters
     data: int = 1  # copies of the parameters; rows are split
     fsdp: int = 1  # rows and parameters are split
     tensor: int = 1  # heads, mlp width and vocabulary are split
@@ -201,11 +205,16 @@ class TrainConfig:
     keep: int = 2  # checkpoints kept on disk
     init_from: str | None = None  # checkpoint folder of starting weights; None: random
     max_consecutive_bad: int = 10  # steps in a row with a non-finite loss or gradient
+    profile: tuple[int, int] | None = None  # first and last step of a profiler trace
 
     def __post_init__(self):
         for name in ("steps", "log_every", "save_every", "keep", "max_consecutive_bad"):
             if getattr(self, name) < 1:
                 raise ValueError(f"train.{name}={getattr(self, name)} must be at least 1")
+        if self.profile is not None and not 1 <= self.profile[0] <= self.profile[1] <= self.steps:
+            raise ValueError(
+                f"train.profile={self.profile} must be (first, last) within steps 1..{self.steps}"
+            )
 
 
 @dataclasses.dataclass(frozen=True)

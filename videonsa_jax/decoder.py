@@ -7,10 +7,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from videonsa_jax import attention
+from videonsa_jax import attention, context_parallel
 from videonsa_jax.attention import Attention, Places, Streams
 from videonsa_jax.batch import Batch, Cache
 from videonsa_jax.config import ComputeConfig, ModelConfig
+from videonsa_jax.context_parallel import Shards
 from videonsa_jax.gates import BranchGates
 from videonsa_jax.layers import Embedding, Linear, RMSNorm, SwiGLU, scan_layers
 from videonsa_jax.released import attention as released
@@ -37,43 +38,61 @@ class DecoderLayer(nnx.Module):
         places: Places,
         cache: Cache | None,
         layer: jax.Array,
-        implementation: str | None,
+        compute: ComputeConfig,
     ) -> tuple[Streams, Cache | None]:
         """f[b . d] -> f[b . d]; `cache` gets the keys and values of layer number `layer`."""
         normed = jax.tree.map(self.attn_norm, x)
         queries, keys, values = self.attn.project(normed, places.angles)
-        context = (keys.joined(), values.joined())
+        context = None
         if cache is not None:
-            cache, context = _store(cache, layer, *context)
+            cache, context = _store(cache, layer, keys.joined(), values.joined())
         gates = None if self.cfg.attention == "dense" else self.gates(normed.vision)
-        mixed = self._mix(implementation)(queries, keys, values, context, gates, places)
+        mix = self._mix(compute, has_vision=x.vision.shape[1] > 0, has_cache=cache is not None)
+        mixed = mix(queries, keys, values, context, gates, places)
         x = jax.tree.map(lambda x, mixed: x + self.attn.o(mixed), x, mixed)
         return jax.tree.map(lambda x: x + self.mlp(self.mlp_norm(x)), x), cache
 
-    def _mix(self, implementation: str | None) -> Callable[..., Streams]:
-        """Attention of the layer, each device on its own rows and heads."""
+    def _mix(
+        self, compute: ComputeConfig, *, has_vision: bool, has_cache: bool
+    ) -> Callable[..., Streams]:
+        """Attention of the layer, each device on its own rows, heads and part of the sequence."""
         cfg, rules = self.cfg, self.rules
-        attend = released.attend if cfg.attention == "released" else attention.attend
-        # Released heads read other KV heads than their own, so they cannot be split.
-        whole = cfg.attention == "released" or rules.act_heads != rules.kv_heads
-        queries, keys = (
-            ("batch", None, None if whole else heads) for heads in ("act_heads", "kv_heads")
-        )
+        is_released = cfg.attention == "released"
+        # Released heads read other KV heads than their own, so they cannot be split; its attention
+        # runs over the joined streams. Text alone is decoding.
+        whole_heads = is_released or rules.act_heads != rules.kv_heads
+        axis = rules.devices("seq") if has_vision and not is_released else None
+        seq = _split(has_cache=has_cache) if axis else Streams(None, None)
+        heads = (None, None) if whole_heads else ("act_heads", "kv_heads")
+        queries, keys = (Streams(*(("batch", x, head) for x in seq)) for head in heads)
+        stored, gates = ("batch", None, heads[1]), queries.vision
+        in_axes = (queries, keys, keys, stored, gates, _place_axes(seq))
 
         def mix(queries, keys, values, context, gates, places):
-            return attend(
-                queries,
-                keys,
-                values,
-                context=context,
-                gates=gates,
-                places=places,
-                cfg=cfg,
-                implementation=implementation,
-            )
+            inputs = {"context": context, "gates": gates, "places": places, "cfg": cfg}
+            if axis is not None:
+                shards = Shards(axis, compute.cp_mode, compute.implementation)
+                return context_parallel.attend(queries, keys, values, **inputs, shards=shards)
+            if context is None:
+                inputs["context"] = keys.joined(), values.joined()
+            attend = released.attend if is_released else attention.attend
+            return attend(queries, keys, values, **inputs, implementation=compute.implementation)
 
-        in_axes = (queries, keys, keys, keys, queries, ("batch",))
         return rules.shard_op(mix, in_axes, queries)
+
+
+def _split(*, has_cache: bool) -> Streams:
+    """The logical axis of each stream's tokens: cached keys lie whole on every device, and so do
+    the few tokens of text that read them.
+    """
+    return Streams("seq", None if has_cache else "seq")
+
+
+def _place_axes(seq: Streams) -> Places:
+    """Logical axes of `Places`: of the queries' as theirs, of the keys' for all keys."""
+    queries = Streams(*(("batch", axis) for axis in seq))
+    keys = ("batch",)
+    return Places(queries, queries, queries, vision_segment=keys, key_order=keys, released=keys)
 
 
 def _store(cache: Cache, layer: jax.Array, keys: jax.Array, values: jax.Array):
@@ -110,10 +129,17 @@ class TextDecoder(nnx.Module):
             cache = _advance(cache, order, Streams(batch.vision_positions, batch.text_positions))
         places = self.places(batch, cache)
 
+        seq = _split(has_cache=cache is not None)
+
         def layer(module, carry, index):
             x, cache = carry
-            x = jax.tree.map(lambda x: self.rules.constrain(x, "batch", "seq", None), x)
-            return module(x, places, cache, index, self.compute.implementation)
+            x = Streams(
+                *(
+                    self.rules.constrain(x, "batch", axis, None)
+                    for x, axis in zip(x, seq, strict=True)
+                )
+            )
+            return module(x, places, cache, index, self.compute)
 
         index = jnp.arange(self.cfg.text.num_layers)
         x, cache = scan_layers(self.layers, layer, (x, cache), index, remat=self.compute.remat)

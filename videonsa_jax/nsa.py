@@ -35,7 +35,7 @@ def vision_attention(
         keys,
         values,
         gates,
-        spec=_spec(cfg),
+        spec=sparse_spec(cfg),
         segment_ids=segments,
         implementation=implementation,
     )
@@ -51,11 +51,12 @@ def selected_blocks(
 ) -> BlockSet:
     """What `vision_attention` selects, for the same arguments."""
     return nsa_blocks(
-        queries, keys, spec=_spec(cfg), segment_ids=segments, implementation=implementation
+        queries, keys, spec=sparse_spec(cfg), segment_ids=segments, implementation=implementation
     )
 
 
-def _spec(cfg: ModelConfig) -> NSASpec:
+def sparse_spec(cfg: ModelConfig) -> NSASpec:
+    """The sizes of sparse attention, as `pallas_kernels` takes them."""
     return NSASpec(
         block_size=cfg.nsa.block_size,
         block_count=cfg.nsa.block_count,

@@ -85,17 +85,7 @@ class VisionTower(nnx.Module):
         x = self.patch(batch.patches.astype(self.compute.dtype))
         angles = grid_angles(batch.patch_positions, cfg.d_model // cfg.num_heads, cfg.rope_theta)
 
-        def mix(is_full, windows, frames, *qkv):
-            def in_windows(*qkv):
-                return interval_attention(*qkv, interval=windows, max_length=cfg.window_patches)
-
-            def in_frames(*qkv):
-                return interval_attention(*qkv, interval=frames, max_length=batch.frame_patches)
-
-            return jax.lax.cond(is_full, in_frames, in_windows, *qkv)
-
-        heads = ("batch", None, "act_heads")
-        mix = self.rules.shard_op(mix, ((), ("batch",), ("batch",), heads, heads, heads), heads)
+        mix = self._mix(batch.frame_patches)
 
         def layer(module, x, is_full):
             def attention(*qkv):
@@ -106,5 +96,52 @@ class VisionTower(nnx.Module):
 
         is_full = jnp.isin(jnp.arange(cfg.num_layers), jnp.array(cfg.full_attention_layers))
         x = scan_layers(self.layers, layer, x, is_full, remat=self.compute.remat)
-        merged = self.merger(x)
-        return jnp.take_along_axis(merged, batch.vision_slot[..., None], axis=1)
+        return self._in_sequence(self.merger(x), batch)
+
+    def _mix(self, frame_patches: int):
+        """Attention of a layer, each device on its own rows, heads and patches."""
+        cfg, axis = self.cfg, self.rules.devices("seq")
+
+        def attend(is_full, windows, frames, *qkv):
+            def in_windows(*qkv):
+                return interval_attention(*qkv, interval=windows, max_length=cfg.window_patches)
+
+            def in_frames(*qkv):
+                return interval_attention(*qkv, interval=frames, max_length=frame_patches)
+
+            return jax.lax.cond(is_full, in_frames, in_windows, *qkv)
+
+        def attend_part(is_full, windows, frames, queries, keys, values):
+            # The first and the last frame of a part may begin or end on another device.
+            reach, count = frame_patches - 1, queries.shape[1]
+            first = axis.index() * count - reach
+            keys, values = (axis.extend(x, before=reach, after=reach) for x in (keys, values))
+            windows, frames = (jnp.maximum(x - first, 0) for x in (windows, frames))
+            # Where keys are of other devices, queries see nothing.
+            windows, frames, queries = (_framed(x, reach) for x in (windows, frames, queries))
+            out = attend(is_full, windows, frames, queries, keys, values)
+            return out[:, reach : reach + count]
+
+        patches = "batch", "seq"
+        heads = (*patches, "act_heads")
+        op = attend if axis is None else attend_part
+        return self.rules.shard_op(op, ((), patches, patches, heads, heads, heads), heads)
+
+    def _in_sequence(self, merged: jax.Array, batch: Batch) -> jax.Array:
+        """Merged tokens f[b r d] from window order to sequence order, the same within a frame."""
+        axis = self.rules.devices("seq")
+        reach = -(-batch.frame_patches // self.cfg.merge_size**2) - 1
+
+        def take(merged, slot):
+            if axis is not None:
+                slot = slot - axis.index() * slot.shape[1] + reach
+                merged = axis.extend(merged, before=reach, after=reach)
+            return jnp.take_along_axis(merged, slot[..., None], axis=1)
+
+        tokens = "batch", "seq"
+        return self.rules.shard_op(take, (tokens, tokens), tokens)(merged, batch.vision_slot)
+
+
+def _framed(x: jax.Array, count: int) -> jax.Array:
+    """[b p ...] with `count` zeros on both sides of p."""
+    return jnp.pad(x, ((0, 0), (count, count), *((0, 0),) * (x.ndim - 2)))

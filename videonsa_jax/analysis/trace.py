@@ -10,6 +10,7 @@ from flax import nnx
 from pallas_kernels import BlockSet
 from videonsa_jax.attention import Places, Streams
 from videonsa_jax.batch import Batch
+from videonsa_jax.config import ComputeConfig
 from videonsa_jax.errors import UserError
 from videonsa_jax.model import VideoNSA
 from videonsa_jax.nsa import selected_blocks
@@ -38,7 +39,7 @@ def layers(model: VideoNSA, batch: Batch) -> Iterator[Decisions]:
     layer_graphdef, stacked = nnx.split(model.text.layers)
     for index in range(model.cfg.text.num_layers):
         layer = jax.tree.map(lambda stack, index=index: stack[index], stacked)
-        x, decisions = _layer(layer_graphdef, layer, x, places, model.compute.implementation)
+        x, decisions = _layer(layer_graphdef, layer, x, places, model.compute)
         yield decisions
 
 
@@ -50,7 +51,7 @@ def _begin(graphdef, params, batch: Batch) -> tuple[Streams, Places]:
 
 @functools.partial(jax.jit, static_argnums=(0, 4))
 def _layer(
-    graphdef, params, x: Streams, places: Places, implementation: str | None
+    graphdef, params, x: Streams, places: Places, compute: ComputeConfig
 ) -> tuple[Streams, Decisions]:
     layer = nnx.merge(graphdef, params)
     normed = jax.tree.map(layer.attn_norm, x)
@@ -60,8 +61,8 @@ def _layer(
         keys.vision,
         segments=places.vision_segment,
         cfg=layer.cfg,
-        implementation=implementation,
+        implementation=compute.implementation,
     )
     gates = layer.gates(normed.vision)
-    x, _ = layer(x, places, None, 0, implementation)
+    x, _ = layer(x, places, None, 0, compute)
     return x, Decisions(gates, blocks)

@@ -10,7 +10,7 @@ from jax.sharding import AbstractMesh, AxisType, Mesh
 from videonsa_jax.config import MeshConfig
 from videonsa_jax.errors import UserError
 
-AXES = ("data", "fsdp", "tensor", "context")
+AXES = ("dcn", "data", "fsdp", "tensor", "context")
 
 
 def make_mesh(cfg: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:

@@ -5,10 +5,14 @@ at a few places of each layer. Only this package knows the mesh.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 from jax.sharding import PartitionSpec
+
+from pallas_kernels import DeviceAxis
 
 MeshAxes = str | tuple[str, ...] | None
 Axes = tuple[str | None, ...]  # a logical axis per dimension; None: not split
@@ -39,9 +43,7 @@ class Rules:
           ValueError: two dimensions would be split over the same mesh axis.
         """
         parts = [None if axis is None else getattr(self, axis) for axis in axes]
-        used = [
-            name for part in parts if part for name in ((part,) if isinstance(part, str) else part)
-        ]
+        used = [name for part in parts for name in _names(part)]
         if len(used) != len(set(used)):
             raise ValueError(f"logical axes {axes} use a mesh axis twice: {parts}")
         return PartitionSpec(*parts)
@@ -49,7 +51,15 @@ class Rules:
     def mesh_axes(self) -> set[str]:
         """The mesh axes that split something."""
         values = (getattr(self, field.name) for field in dataclasses.fields(self))
-        return {axis for v in values if v for axis in ((v,) if isinstance(v, str) else v)}
+        return {name for value in values for name in _names(value)}
+
+    def devices(self, axis: str) -> DeviceAxis | None:
+        """Those that split a logical axis under the mesh of `jax.set_mesh`; None if it is whole."""
+        mesh, names = jax.sharding.get_abstract_mesh(), _names(getattr(self, axis))
+        if mesh.empty:
+            return None
+        size = math.prod(mesh.shape[name] for name in names)
+        return DeviceAxis(names, size) if size > 1 else None
 
     def constrain(self, x: jax.Array, *axes: str | None) -> jax.Array:
         """Pins an activation's sharding under the mesh of `jax.set_mesh`; a no-op without one."""
@@ -57,22 +67,36 @@ class Rules:
             return x
         return jax.lax.with_sharding_constraint(x, self.spec(*axes))
 
-    def shard_op(self, op: Callable, in_axes: Sequence[Axes], out_axes: Axes) -> Callable:
+    def shard_op(self, op: Callable, in_axes: Sequence[Any], out_axes: Any) -> Callable:
         """Runs an operation on each device's part, under the mesh of `jax.set_mesh`.
 
         The partitioner cannot look into a hand-written kernel and would run all of it everywhere.
 
         Args:
-          op: of arrays, or of trees of arrays; its parts must not depend on each other.
-          in_axes: logical axes per argument, of the leading dimensions of all its arrays.
-          out_axes: of its result.
+          op: of arrays, or of trees of arrays; parts that depend on each other must say so.
+          in_axes: logical axes `Axes` per argument, of the leading dimensions of all its arrays; or
+            a tree of them that begins as the argument does.
+          out_axes: likewise of its result.
         """
         mesh = jax.sharding.get_abstract_mesh()
         if mesh.empty or mesh.size == 1:
             return op
-        in_specs = tuple(self.spec(*axes) for axes in in_axes)
+
+        def specs(axes):
+            return jax.tree.map(lambda axes: self.spec(*axes), axes, is_leaf=_is_axes)
+
         # check_vma knows nothing of Pallas calls.
-        return jax.shard_map(op, in_specs=in_specs, out_specs=self.spec(*out_axes), check_vma=False)
+        return jax.shard_map(
+            op, in_specs=specs(tuple(in_axes)), out_specs=specs(out_axes), check_vma=False
+        )
+
+
+def _names(axes: MeshAxes) -> tuple[str, ...]:
+    return (axes,) if isinstance(axes, str) else axes or ()
+
+
+def _is_axes(tree: Any) -> bool:
+    return type(tree) is tuple and all(axis is None or isinstance(axis, str) for axis in tree)
 
 
 _NO_TENSOR = dict.fromkeys(
@@ -82,7 +106,11 @@ _NO_TENSOR = dict.fromkeys(
 PRESETS: dict[str, Rules] = {
     "dp": Rules(embed=None, **_NO_TENSOR),  # every device holds all parameters
     "fsdp": Rules(**_NO_TENSOR),  # parameters are split, gathered layer by layer
+    # the same in each of several groups of devices, which exchange gradients only
+    "hsdp": Rules(batch=("dcn", "data", "fsdp"), **_NO_TENSOR),
     "tp": Rules(embed=None),  # heads, mlp and vocabulary are split
     "fsdp_tp": Rules(),
-    "fsdp_cp": Rules(seq="context", **_NO_TENSOR),  # also the sequence; attention gathers its keys
+    # also the sequence, and parameters over the devices that split it
+    "fsdp_cp": Rules(seq="context", embed=("fsdp", "context"), **_NO_TENSOR),
+    "fsdp_tp_cp": Rules(seq="context", embed=("fsdp", "context")),
 }

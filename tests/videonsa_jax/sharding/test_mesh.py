@@ -1,4 +1,4 @@
-"""Meshes have four named axes and use every device."""
+"""Meshes have named axes and use every device."""
 
 import jax
 import pytest
@@ -10,7 +10,7 @@ from videonsa_jax.sharding.mesh import join_processes, make_mesh
 
 def test_axes_are_named_and_sized():
     mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
-    assert dict(mesh.shape) == {"data": 2, "fsdp": 2, "tensor": 2, "context": 1}
+    assert dict(mesh.shape) == {"dcn": 1, "data": 2, "fsdp": 2, "tensor": 2, "context": 1}
 
 
 def test_a_product_other_than_the_device_count_is_rejected():

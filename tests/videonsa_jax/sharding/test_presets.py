@@ -18,9 +18,11 @@ from videonsa_jax.step import gradients
 MESHES = {
     "dp": MeshConfig(data=8),
     "fsdp": MeshConfig(fsdp=8),
+    "hsdp": MeshConfig(dcn=2, fsdp=4),
     "tp": MeshConfig(data=4, tensor=2),
     "fsdp_tp": MeshConfig(data=2, fsdp=2, tensor=2),
     "fsdp_cp": MeshConfig(fsdp=4, context=2),
+    "fsdp_tp_cp": MeshConfig(fsdp=2, tensor=2, context=2),
 }
 
 

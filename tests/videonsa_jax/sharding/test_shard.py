@@ -19,16 +19,23 @@ from videonsa_jax.sharding.rules import Rules
 MESHES = {
     "dp": MeshConfig(data=8),
     "fsdp": MeshConfig(fsdp=8),
+    "hsdp": MeshConfig(dcn=2, fsdp=4),
     "tp": MeshConfig(data=4, tensor=2),
     "fsdp_tp": MeshConfig(data=2, fsdp=2, tensor=2),
     "fsdp_cp": MeshConfig(fsdp=4, context=2),
+    "fsdp_tp_cp": MeshConfig(fsdp=2, tensor=2, context=2),
 }
 KERNEL_SPECS = {  # preset -> spec of text/layers/{attn/q [l d n h], mlp/down [l f d]}/kernel
     "dp": ((None, None, None, None), (None, None, None)),
     "fsdp": ((None, "fsdp", None, None), (None, None, "fsdp")),
+    "hsdp": ((None, "fsdp", None, None), (None, None, "fsdp")),
     "tp": ((None, None, "tensor", None), (None, "tensor", None)),
     "fsdp_tp": ((None, "fsdp", "tensor", None), (None, "tensor", "fsdp")),
-    "fsdp_cp": ((None, "fsdp", None, None), (None, None, "fsdp")),
+    "fsdp_cp": ((None, ("fsdp", "context"), None, None), (None, None, ("fsdp", "context"))),
+    "fsdp_tp_cp": (
+        (None, ("fsdp", "context"), "tensor", None),
+        (None, "tensor", ("fsdp", "context")),
+    ),
 }
 
 
