@@ -1,8 +1,9 @@
 """The only door to Pallas: what differs between versions of JAX ends here.
 
 Kernels import `pl`, `plgpu` and `pltpu` from this module and start with `triton_call` or
-`mosaic_call`. Nothing here needs `jax_triton`; a kernel that does imports it here, inside of the
-function that calls it, because the import fails where JAX is installed without GPU support.
+`mosaic_call`; `splash` and `splash_mask` are JAX's own dense attention for TPUs. Nothing here needs
+`jax_triton`; a kernel that does imports it here, inside of the function that calls it, because the
+import fails where JAX is installed without GPU support.
 """
 
 import warnings
@@ -11,8 +12,22 @@ import jax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jax.experimental.pallas import triton as plgpu
+from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
+from jax.experimental.pallas.ops.tpu.splash_attention import (
+    splash_attention_mask_info as splash_mask,
+)
 
-__all__ = ["device_kind", "mosaic_call", "pl", "platform", "plgpu", "pltpu", "triton_call"]
+__all__ = [
+    "device_kind",
+    "mosaic_call",
+    "pl",
+    "platform",
+    "plgpu",
+    "pltpu",
+    "splash",
+    "splash_mask",
+    "triton_call",
+]
 
 # JAX 0.11 and later say so when a kernel is lowered, with none of our frames on the stack: a filter
 # around the call would not catch it.

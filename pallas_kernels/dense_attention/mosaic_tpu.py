@@ -1,15 +1,28 @@
-"""`dense_attention` on TPUs: intervals of key positions in any order."""
+"""`dense_attention` on TPUs: intervals of key positions in any order.
+
+Many queries attend by JAX's splash attention. Three cases take the kernel of the other branches, to
+which the order of the keys does not matter. For few queries, as in decoding, sorting the keys would
+cost more than to attend to them, and splash attention would read the keys anew for each head of a
+group. Splash attention multiplies float32 with the precision of bfloat16. And it computes gradients
+from its own results only, not from those that are merged over several sets of keys.
+"""
 
 import jax.numpy as jnp
 
 from pallas_kernels import mosaic_flash, mosaic_flash_backward
+from pallas_kernels.dense_attention import splash
 from pallas_kernels.job import Job
 from pallas_kernels.schedule import Sight
+from pallas_kernels.tpu_sizes import LANES
 
 
 def dense_attention(q, k, v, start, query_pos, key_pos, *, scale, interpret):
     """See `api.py`."""
-    return forward(q, k, v, start, query_pos, key_pos, scale=scale, interpret=interpret)[0]
+    sight = _sight(start, query_pos, key_pos)
+    few = q.shape[1] * q.shape[2] // k.shape[2] <= LANES
+    if few or q.dtype == jnp.float32:
+        return mosaic_flash.attend(q, k, v, sight, _job(scale, interpret))[0]
+    return splash.attend(q, k, v, sight, scale=scale, interpret=interpret)
 
 
 def forward(q, k, v, start, query_pos, key_pos, *, scale, interpret):
