@@ -7,8 +7,7 @@ python train.py --config=configs/X.py[:variant] --workdir=DIR [--config.section.
 import contextlib
 import pathlib
 import sys
-import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 import jax
@@ -16,12 +15,13 @@ import numpy as np
 from absl import app, flags, logging
 from jax.sharding import Mesh
 
-from videonsa_jax import checkpoint, metrics, parse
+from videonsa_jax import checkpoint, metrics, parse, preemption, processes, profiling
 from videonsa_jax import state as state_lib
 from videonsa_jax.data import pipeline
 from videonsa_jax.errors import UserError
-from videonsa_jax.optimizer import Optimizer
+from videonsa_jax.optimizer import Optimizer, is_adapter
 from videonsa_jax.parse import RunConfig
+from videonsa_jax.preemption import Preempted
 from videonsa_jax.sharding import mesh as meshes
 from videonsa_jax.sharding import shard
 from videonsa_jax.state import TrainState
@@ -47,17 +47,28 @@ def main(argv: Sequence[str]) -> None:
     del argv
     logging.set_verbosity(logging.WARNING)  # Orbax reports every file at INFO
     args = flags.FLAGS
-    try:
-        meshes.join_processes(args.coordinator, args.num_processes, args.process_id)
+    with exit_codes():
+        processes.join(args.coordinator, args.num_processes, args.process_id)
         cfg = parse.parse(parse.load_config(args.config), args.override)
+        processes.check_same_config(cfg)
         if args.dry_run:
             print(describe(cfg))
         elif args.workdir is None:
             raise UserError("--workdir is not set; it is the folder that the run writes to")
         else:
             run(cfg, args.workdir)
+
+
+@contextlib.contextmanager
+def exit_codes() -> Iterator[None]:
+    """One line and a code for the ways in which a run ends early."""
+    try:
+        yield
     except UserError as error:
         sys.exit(f"train.py: {error}")
+    except Preempted as reason:
+        print(f"train.py: {reason}", file=sys.stderr)
+        sys.exit(preemption.EXIT_CODE)
 
 
 def describe(cfg: RunConfig) -> str:
@@ -88,6 +99,7 @@ def run(
 
     Raises:
       UserError: what the user can mend, among it too many non-finite steps in a row.
+      Preempted: the machine asked the run to stop, and everything is saved.
     """
     workdir = pathlib.Path(workdir)
     mesh = meshes.make_mesh(cfg.mesh, devices)
@@ -99,24 +111,32 @@ def run(
         state, step_fn = _begin(cfg, mesh, checkpoints, data)
         first, last = int(state.step), cfg.train.steps
         active = jax.process_index() == 0
-        with metrics.Report(workdir, first, last, active=active) as report:
+        with (
+            metrics.Report(workdir, first, last, active=active) as report,
+            profiling.Window(workdir, cfg.train.profile) as profile,
+            preemption.Notice() as notice,
+        ):
             size = sum(x.size for x in jax.tree.leaves(state.params))
             where = f"{mesh.size} {jax.default_backend()} device(s)"
             report.say(f"{size:,} parameters on {where}, from step {first} to {last}")
             for step in range(first + 1, last + 1):
-                asked = time.perf_counter()
-                arrays = next(data)
-                report.waited(time.perf_counter() - asked)
+                with report.timed("data"):
+                    arrays = next(data)
                 batch = shard.global_batch(arrays, data.frame_patches, cfg.sharding, mesh)
                 if (seconds := step_fn.compile(state, batch)) is not None:
                     report.compiled(batch, seconds)
-                state, scalars = step_fn(state, batch)
-                scalars = jax.device_get(scalars)
+                with profile.step(step), report.timed("step"):
+                    state, scalars = step_fn(state, batch)
+                    scalars = jax.device_get(scalars)
                 if scalars["consecutive_bad"] >= cfg.train.max_consecutive_bad:
                     raise _too_many_bad(workdir, step, arrays, cfg)
                 report.step(step, scalars, log=step % cfg.train.log_every == 0 or step == last)
-                if step % cfg.train.save_every == 0 or step == last:
-                    checkpoints.save(step, state, data.get_state())
+                stop = step < last and notice.reached(step)
+                if stop or step % cfg.train.save_every == 0 or step == last:
+                    with report.timed("checkpoint"):
+                        checkpoints.save(step, state, data.get_state())
+                if stop:
+                    raise Preempted(f"asked to stop; step {step} of {last} is saved in {workdir}")
     return state
 
 
@@ -147,7 +167,9 @@ def _begin(
         data.set_state(position)
         return state, step_fn
     source = cfg.train.init_from
-    weights = checkpoint.load_params(source, abstract.params) if source else None
+    weights = None
+    if source is not None:
+        weights = checkpoint.load_params(source, abstract.params, may_lack=is_adapter)
     return state_lib.initial_state(cfg, optimizer, abstract, weights), step_fn
 
 

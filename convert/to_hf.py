@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from convert import (
+    adapters,
     destination,
     hf_config,
     hf_directory,
@@ -24,6 +25,7 @@ from convert import (
     tiles,
     videonsa,
 )
+from convert.adapters import Adapter
 from convert.from_hf import CARRIED
 from convert.hf_config import Architecture
 from convert.layout import Param
@@ -47,6 +49,7 @@ class Source:
 
     params: list[Param]  # of the architecture that is written
     arrays: dict[str, StoredArray]
+    adapters: dict[str, Adapter]  # to be added to arrays
     specs: list[Spec]  # the tensors to write, in their order
     origin: dict[str, Any]  # for the manifest
 
@@ -141,7 +144,8 @@ def split(specs: Sequence[Spec], limit: int) -> list[list[Spec]]:
 
 
 def _open_source(folder: str, rows: Sequence[Row], cfg: ModelConfig, policy: str) -> Source:
-    step, arrays = orbax_stream.stored_params(folder)
+    step, stored = orbax_stream.stored_params(folder)
+    arrays, merged = adapters.split(stored, cfg.lora)
     params = layout.params(cfg, videonsa.rows(cfg))
     expected = {param.row.jax: param.shape for param in params}
     found = {path: array.shape for path, array in arrays.items()}
@@ -158,7 +162,7 @@ def _open_source(folder: str, rows: Sequence[Row], cfg: ModelConfig, policy: str
         specs += [Spec(name, dtype, param.torch_shape) for name in param.row.names()]
     specs.sort(key=lambda spec: _natural_order(spec.name))
     origin = {"path": str(pathlib.Path(folder).absolute()), "step": step}
-    return Source(params, arrays, specs, origin)
+    return Source(params, arrays, merged, specs, origin)
 
 
 def _natural_order(name: str) -> list[tuple[bool, int, str]]:
@@ -191,7 +195,8 @@ def _write_tensors(source: Source, files: dict[str, Stored]) -> dict[str, Record
     ):
         hashes = {}
         for param in source.params:
-            _write_param(param, source.arrays[param.row.jax], files, progress)
+            path = param.row.jax
+            _write_param(param, source.arrays[path], source.adapters.get(path), files, progress)
             for name in param.row.names():
                 hashes[name] = hasher.submit(manifest.sha256, files[name])
         for file in sorted({tensor.file for tensor in files.values()}):
@@ -203,10 +208,15 @@ def _write_tensors(source: Source, files: dict[str, Stored]) -> dict[str, Record
 
 
 def _write_param(
-    param: Param, array: StoredArray, files: dict[str, Stored], progress: Progress
+    param: Param,
+    array: StoredArray,
+    adapter: Adapter | None,
+    files: dict[str, Stored],
+    progress: Progress,
 ) -> None:
     names, layered = param.row.names(), param.row.layers is not None
     for index, block in array.read(array.boxes(layered=layered)):
+        block = block if adapter is None else adapter.add(index, block)
         layer, inner = (index[0].start, index[1:]) if layered else (0, index)
         tensor = files[names[layer]]
         view = param.row.op.to_jax(tensor.map(writable=True))
@@ -245,6 +255,8 @@ def _report(
 ) -> None:
     what = f"{len(source.specs)} tensors of step {source.origin['step']} of {args.source}"
     print(f"{args.destination}: {what}, architecture {architecture}")
+    if source.adapters:
+        print(f"{len(source.adapters)} adapters are merged into their weights")
     if architecture == "qwen2_5_vl":
         kind = "their initial values" if gates == "initialised" else "trained ones"
         print(f"the gates are left out: stock Qwen2.5-VL has none; they had {kind}")

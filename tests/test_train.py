@@ -14,7 +14,7 @@ import pytest
 
 import train
 from tests import synthetic
-from videonsa_jax import checkpoint, metrics
+from videonsa_jax import checkpoint, metrics, preemption, profiling
 from videonsa_jax.errors import UserError
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -35,16 +35,19 @@ RUN = """
 import sys
 from tests import synthetic
 import train
+from videonsa_jax import processes
 from videonsa_jax.config import MeshConfig
-from videonsa_jax.sharding.mesh import join_processes
 
-workdir, steps, process, processes, port = sys.argv[1], *map(int, sys.argv[2:])
-if processes > 1:
-    join_processes(f"localhost:{port}", processes, process)
-cfg = synthetic.run_config(
-    train={"steps": steps, "save_every": 1}, mesh=MeshConfig(fsdp=processes)
-)
-train.run(cfg, workdir, data=synthetic.Batches(process=process, processes=processes))
+workdir = sys.argv[1]
+steps, process, count, port, seed = map(int, sys.argv[2:])
+with train.exit_codes():
+    if count > 1:
+        processes.join(f"localhost:{port}", count, process)
+    cfg = synthetic.run_config(
+        train={"steps": steps, "save_every": 1}, mesh=MeshConfig(fsdp=count), seed=seed
+    )
+    processes.check_same_config(cfg)
+    train.run(cfg, workdir, data=synthetic.Batches(process=process, processes=count))
 """
 
 
@@ -53,13 +56,23 @@ def run(workdir, *, data=None, **train_fields):
     return train.run(cfg, workdir, data=data or synthetic.Batches(), devices=jax.devices()[:1])
 
 
-def start_program(workdir, *, steps, process=0, processes=1, port=0) -> subprocess.Popen:
+def start_program(workdir, *, steps, process=0, processes=1, port=0, seed=0) -> subprocess.Popen:
     """The run of `RUN` in a process of its own, with one device."""
     return subprocess.Popen(
-        [sys.executable, "-c", RUN, *map(str, (workdir, steps, process, processes, port))],
+        [sys.executable, "-c", RUN, *map(str, (workdir, steps, process, processes, port, seed))],
         cwd=ROOT,
         env={**os.environ, "JAX_NUM_CPU_DEVICES": "1", "PYTHONPATH": str(ROOT)},
+        stderr=subprocess.PIPE,
+        text=True,
     )
+
+
+def start_two(workdir, *, steps, seeds=(0, 0)) -> list[subprocess.Popen]:
+    """Two processes of one run."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        settings = {"steps": steps, "processes": 2, "port": free.getsockname()[1]}
+    return [start_program(workdir, process=i, seed=seeds[i], **settings) for i in (0, 1)]
 
 
 def command(tmp_path, *args) -> subprocess.CompletedProcess:
@@ -120,11 +133,32 @@ def test_a_run_starts_from_given_weights(tmp_path):
     assert state.skipped == 4
 
 
+def test_a_run_that_is_asked_to_stop_saves_and_goes_on_later(tmp_path):
+    class Batches(synthetic.Batches):
+        def __next__(self):
+            if self.next_index == 2:
+                signal.raise_signal(signal.SIGTERM)  # while step 3 is prepared
+            return super().__next__()
+
+    want = run(tmp_path / "whole")
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(preemption.Preempted, match="asked to stop; step 3 of 4 is saved in"):
+        run(tmp_path / "stopped", data=Batches(), save_every=4)
+    assert checkpoint.newest_step(tmp_path / "stopped") == 3
+    assert signal.getsignal(signal.SIGTERM) == before
+    assert_same_bits(run(tmp_path / "stopped"), want)
+
+
+def test_a_window_of_steps_is_profiled(tmp_path):
+    run(tmp_path, profile=(2, 3))
+    assert list((tmp_path / profiling.FOLDER).rglob("*.xplane.pb"))
+
+
 def test_dry_run_prints_config_mesh_and_parameters_without_the_devices(tmp_path):
     done = command(tmp_path, "--dry_run", "--config.optim.lr=0.5")
     assert done.returncode == 0, done.stderr
     assert "optim.lr = 0.5" in done.stdout
-    assert "mesh {'data': 1, 'fsdp': 64, 'tensor': 1, 'context': 1}" in done.stdout
+    assert "mesh {'dcn': 1, 'data': 1, 'fsdp': 64, 'tensor': 1, 'context': 1}" in done.stdout
     assert "text/layers/attn/q/kernel" in done.stdout
     assert "total" in done.stdout.splitlines()[-1]
 
@@ -168,16 +202,35 @@ def test_a_killed_program_continues_bit_for_bit(tmp_path):
 @pytest.mark.slow
 def test_two_processes_equal_one(tmp_path):
     assert start_program(tmp_path / "one", steps=3).wait() == 0
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    programs = [
-        start_program(tmp_path / "two", steps=3, process=i, processes=2, port=port) for i in (0, 1)
-    ]
-    assert [program.wait() for program in programs] == [0, 0]
+    assert [program.wait() for program in start_two(tmp_path / "two", steps=3)] == [0, 0]
     one, two = (metrics.read_rows(tmp_path / name) for name in ("one", "two"))
     np.testing.assert_allclose(
         [row["loss"] for row in two], [row["loss"] for row in one], rtol=1e-5
     )
     want, got = (checkpoint.load_params(tmp_path / name) for name in ("one", "two"))
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=2e-5), got, want)
+
+
+@pytest.mark.slow
+def test_two_processes_stop_together_and_one_goes_on(tmp_path):
+    steps = 40
+    programs = start_two(tmp_path, steps=steps)
+    while len(metrics.read_rows(tmp_path)) <= 2 and programs[0].poll() is None:
+        time.sleep(0.01)
+    programs[1].send_signal(signal.SIGTERM)
+    errors = [program.communicate()[1] for program in programs]
+    assert [program.returncode for program in programs] == [preemption.EXIT_CODE] * 2, errors
+    stopped = checkpoint.newest_step(tmp_path)
+    assert 3 <= stopped < steps
+    assert all(f"asked to stop; step {stopped} of {steps} is saved" in text for text in errors)
+    assert start_program(tmp_path, steps=stopped + 2).wait() == 0
+    assert [row["step"] for row in metrics.read_rows(tmp_path)] == list(range(1, stopped + 3))
+
+
+@pytest.mark.slow
+def test_two_processes_with_different_configs_do_not_start(tmp_path):
+    programs = start_two(tmp_path, steps=2, seeds=(0, 1))
+    errors = [program.communicate()[1].splitlines()[-1] for program in programs]
+    assert [program.returncode for program in programs] == [1, 1]
+    message = "train.py: the processes have different configs: seed=0 in process 0, 1 in process 1"
+    assert all(line.startswith(message) for line in errors)

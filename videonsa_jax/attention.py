@@ -12,8 +12,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from pallas_kernels import dense_attention
-from videonsa_jax.config import ModelConfig, TextConfig
-from videonsa_jax.layers import Linear
+from videonsa_jax.config import LoRAConfig, ModelConfig, TextConfig
+from videonsa_jax.layers import Adapter, Linear
 from videonsa_jax.nsa import vision_attention
 from videonsa_jax.released.layout import Layout
 from videonsa_jax.rope import rotate
@@ -50,14 +50,19 @@ jax.tree_util.register_dataclass(
 class Attention(nnx.Module):
     """The projections, and which attention each stream uses."""
 
-    def __init__(self, cfg: TextConfig, *, layers: int, rngs: nnx.Rngs):
+    def __init__(self, cfg: TextConfig, *, layers: int, lora: LoRAConfig, rngs: nnx.Rngs):
         width = (("embed", cfg.d_model),)
         query_heads = (("heads", cfg.num_heads), (None, cfg.head_dim))
         key_heads = (("kv_heads", cfg.num_kv_heads), (None, cfg.head_dim))
-        self.q = Linear(width, query_heads, bias=True, layers=layers, rngs=rngs)
-        self.k = Linear(width, key_heads, bias=True, layers=layers, rngs=rngs)
-        self.v = Linear(width, key_heads, bias=True, layers=layers, rngs=rngs)
-        self.o = Linear(query_heads, width, layers=layers, rngs=rngs)
+
+        def linear(inputs, outputs, name, *, bias=True):
+            adapter = Adapter.of(lora, name)
+            return Linear(inputs, outputs, bias=bias, layers=layers, adapter=adapter, rngs=rngs)
+
+        self.q = linear(width, query_heads, "q")
+        self.k = linear(width, key_heads, "k")
+        self.v = linear(width, key_heads, "v")
+        self.o = linear(query_heads, width, "o", bias=False)
 
     def project(self, x: Streams, angles: Streams) -> tuple[Streams, Streams, Streams]:
         """f[b . d] -> rotated queries f[b . n h], rotated keys and values f[b . k h]."""

@@ -8,15 +8,14 @@ are the same without `run` and `data`.
 import dataclasses
 import json
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
 from flax import traverse_util
-from jax.experimental import multihost_utils
 
-from videonsa_jax import parse
+from videonsa_jax import parse, processes
 from videonsa_jax.config import ModelConfig
 from videonsa_jax.errors import UserError
 from videonsa_jax.parse import RunConfig
@@ -61,7 +60,7 @@ class Checkpointer:
                 params=_in_chunks(state.params),
                 run=ocp.args.StandardSave(run),
                 config=ocp.args.JsonSave(dataclasses.asdict(self._cfg)),
-                data=ocp.args.JsonSave({"processes": _gather(data_state)}),
+                data=ocp.args.JsonSave({"processes": processes.gather(data_state)}),
             ),
         )
 
@@ -135,13 +134,19 @@ def save_params(folder: str | pathlib.Path, params: dict[str, Any], model: Model
         )
 
 
-def load_params(folder: str | pathlib.Path, abstract: dict[str, Any] | None = None) -> dict:
+def load_params(
+    folder: str | pathlib.Path,
+    abstract: dict[str, Any] | None = None,
+    *,
+    may_lack: Callable[[str], bool] = lambda path: False,
+) -> dict:
     """The newest parameters of a folder.
 
     Args:
       folder: a run's working directory, or a folder of checkpoints.
       abstract: nested `jax.ShapeDtypeStruct`s, their shardings respected; None loads what is there
         as host arrays on one device.
+      may_lack: which of them, by "/"-joined path, are left out where the folder has none.
 
     Raises:
       UserError: there is no checkpoint, or its parameters have other names or shapes.
@@ -154,7 +159,11 @@ def load_params(folder: str | pathlib.Path, abstract: dict[str, Any] | None = No
             abstract = jax.tree.map(
                 lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), stored
             )
-        _check_shapes(manager.directory, stored, abstract)
+        there = traverse_util.flatten_dict(stored, sep="/")
+        wanted = traverse_util.flatten_dict(abstract, sep="/")
+        wanted = {path: x for path, x in wanted.items() if path in there or not may_lack(path)}
+        _check_shapes(manager.directory, there, wanted)
+        abstract = traverse_util.unflatten_dict(wanted, sep="/")
         args = ocp.args.Composite(params=ocp.args.StandardRestore(abstract))
         return manager.restore(step, args=args).params
 
@@ -204,9 +213,7 @@ def _in_chunks(params: dict[str, Any]) -> ocp.args.StandardSave:
     return ocp.args.StandardSave(params, save_args=jax.tree.map(lambda _: chunks, params))
 
 
-def _check_shapes(folder: Any, stored: dict, wanted: dict) -> None:
-    there = traverse_util.flatten_dict(stored, sep="/")
-    here = traverse_util.flatten_dict(wanted, sep="/")
+def _check_shapes(folder: Any, there: dict, here: dict) -> None:
     wrong = [f"{path} is missing" for path in sorted(here.keys() - there.keys())]
     wrong += [f"{path} is not in the model" for path in sorted(there.keys() - here.keys())]
     wrong += [
@@ -232,14 +239,3 @@ def _without_params(state: TrainState) -> dict[str, Any]:
 def _flat_json(config: dict) -> dict[str, Any]:
     """Dotted names and JSON values, so that a stored config and a live one compare equal."""
     return traverse_util.flatten_dict(json.loads(json.dumps(config)), sep=".")
-
-
-def _gather(data_state: Any) -> list[Any]:
-    """Each process's value, on all of them."""
-    if jax.process_count() == 1:
-        return [data_state]
-    text = np.frombuffer(json.dumps(data_state).encode(), np.uint8)
-    lengths = multihost_utils.process_allgather(np.int32(len(text)))
-    padded = np.pad(text, (0, lengths.max() - len(text)))
-    texts = multihost_utils.process_allgather(padded)
-    return [json.loads(row[:n].tobytes()) for row, n in zip(texts, lengths, strict=True)]

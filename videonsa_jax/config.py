@@ -115,6 +115,21 @@ class ReleasedConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class LoRAConfig:
+    """Low-rank adapters on projections of every decoder layer (arXiv:2106.09685)."""
+
+    rank: int = 0  # 0: none
+    alpha: float = 16.0  # adapters are scaled by alpha / rank
+    targets: tuple[Literal["q", "k", "v", "o", "gate", "up", "down"], ...] = ("q", "v")
+
+    def __post_init__(self):
+        if self.rank < 0:
+            raise ValueError(f"lora.rank={self.rank} must not be negative; 0 means no adapters")
+        if self.rank and not self.targets:
+            raise ValueError(f"lora.rank={self.rank}, but lora.targets is empty")
+
+
+@dataclasses.dataclass(frozen=True)
 class ModelConfig:
     """Everything that fixes the parameters' shapes and the function they compute."""
 
@@ -123,6 +138,7 @@ class ModelConfig:
     nsa: NSAConfig = NSAConfig()
     attention: AttentionMode = "paper"
     released: ReleasedConfig = ReleasedConfig()  # read where attention is "released"
+    lora: LoRAConfig = LoRAConfig()
     image_token_id: int = 151_655
     video_token_id: int = 151_656
     vision_start_token_id: int = 151_652
@@ -186,7 +202,7 @@ class OptimConfig:
     weight_decay: float = 0.01  # of matrices and embeddings, not of norms and biases
     clip_norm: float = 1.0  # of the gradient over all trained parameters
     accumulation: int = 1  # parts that the rows of a step are computed in, one after the other
-    freeze: tuple[Literal["vision", "merger", "decoder", "gates"], ...] = ()
+    freeze: tuple[Literal["vision", "merger", "decoder", "gates", "adapters"], ...] = ()
 
     def __post_init__(self):
         if self.accumulation < 1:

@@ -27,10 +27,12 @@ class DecoderLayer(nnx.Module):
         text, layers = cfg.text, cfg.text.num_layers
         self.cfg, self.rules = cfg, rules
         self.attn_norm = RMSNorm(text.d_model, eps=text.norm_eps, layers=layers)
-        self.attn = Attention(text, layers=layers, rngs=rngs)
+        self.attn = Attention(text, layers=layers, lora=cfg.lora, rngs=rngs)
         self.gates = BranchGates(cfg, layers=layers, rngs=rngs)  # unused in dense mode
         self.mlp_norm = RMSNorm(text.d_model, eps=text.norm_eps, layers=layers)
-        self.mlp = SwiGLU(text.d_model, text.d_ff, bias=False, layers=layers, rngs=rngs)
+        self.mlp = SwiGLU(
+            text.d_model, text.d_ff, bias=False, layers=layers, lora=cfg.lora, rngs=rngs
+        )
 
     def __call__(
         self,

@@ -4,12 +4,16 @@ A stacked module's parameters have a leading layer axis; `lax.scan` hands one la
 same `__call__`. Parameters are float32; each call computes in the dtype of its input.
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from pallas_kernels import BLOCKS
+from videonsa_jax.config import LoRAConfig
 
+NO_LORA = LoRAConfig()
 INIT_STDDEV = 0.02  # of every kernel and embedding, as published
 
 
@@ -19,8 +23,22 @@ def normal_param(shape: tuple[int, ...], axes: tuple, *, rngs: nnx.Rngs) -> nnx.
     return nnx.Param(value, logical_axes=axes)
 
 
+@dataclasses.dataclass(frozen=True)
+class Adapter:
+    """A low-rank change of a kernel: scale x lora_in[inputs rank] lora_out[rank outputs]."""
+
+    rank: int
+    scale: float
+
+    @classmethod
+    def of(cls, lora: LoRAConfig, target: str) -> "Adapter | None":
+        """That of a projection, if it has one."""
+        has_one = lora.rank and target in lora.targets
+        return cls(lora.rank, lora.alpha / lora.rank) if has_one else None
+
+
 class Linear(nnx.Module):
-    """y[... outputs] = x[... inputs] kernel[inputs outputs] (+ bias[outputs])."""
+    """y[... outputs] = x[... inputs] kernel[inputs outputs] (+ bias[outputs]) (+ its adapter)."""
 
     def __init__(
         self,
@@ -29,13 +47,20 @@ class Linear(nnx.Module):
         *,
         bias: bool = False,
         layers: int | None = None,
+        adapter: Adapter | None = None,
         rngs: nnx.Rngs,
     ):
         """`inputs` and `outputs` are (logical axis, size) per dimension."""
         stack = () if layers is None else (("layers", layers),)
-        self.num_inputs = len(inputs)
+        self.num_inputs, self.adapter = len(inputs), adapter
         axes, shape = zip(*stack, *inputs, *outputs, strict=True)
         self.kernel = normal_param(shape, axes, rngs=rngs)
+        if adapter is not None:
+            low = (None, adapter.rank)
+            axes, shape = zip(*stack, *inputs, low, strict=True)
+            self.lora_in = normal_param(shape, axes, rngs=rngs)
+            axes, shape = zip(*stack, low, *outputs, strict=True)
+            self.lora_out = nnx.Param(jnp.zeros(shape, jnp.float32), logical_axes=axes)
         if bias:
             axes, shape = zip(*stack, *outputs, strict=True)
             self.bias = nnx.Param(jnp.zeros(shape, jnp.float32), logical_axes=axes)
@@ -44,6 +69,10 @@ class Linear(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         y = jnp.tensordot(x, self.kernel[...].astype(x.dtype), axes=self.num_inputs)
+        if self.adapter is not None:
+            low = jnp.tensordot(x, self.lora_in[...].astype(x.dtype), axes=self.num_inputs)
+            low = self.adapter.scale * low
+            y = y + jnp.tensordot(low, self.lora_out[...].astype(x.dtype), axes=1)
         return y if self.bias is None else y + self.bias[...].astype(x.dtype)
 
 
@@ -67,11 +96,25 @@ class RMSNorm(nnx.Module):
 class SwiGLU(nnx.Module):
     """down(silu(gate(x)) * up(x))."""
 
-    def __init__(self, d_model: int, d_ff: int, *, bias: bool, layers: int, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        d_model: int,
+        d_ff: int,
+        *,
+        bias: bool,
+        layers: int,
+        lora: LoRAConfig = NO_LORA,
+        rngs: nnx.Rngs,
+    ):
         wide, narrow = (("mlp", d_ff),), (("embed", d_model),)
-        self.gate = Linear(narrow, wide, bias=bias, layers=layers, rngs=rngs)
-        self.up = Linear(narrow, wide, bias=bias, layers=layers, rngs=rngs)
-        self.down = Linear(wide, narrow, bias=bias, layers=layers, rngs=rngs)
+
+        def linear(inputs, outputs, name):
+            adapter = Adapter.of(lora, name)
+            return Linear(inputs, outputs, bias=bias, layers=layers, adapter=adapter, rngs=rngs)
+
+        self.gate = linear(narrow, wide, "gate")
+        self.up = linear(narrow, wide, "up")
+        self.down = linear(wide, narrow, "down")
 
     def __call__(self, x: jax.Array) -> jax.Array:
         return self.down(jax.nn.silu(self.gate(x)) * self.up(x))

@@ -1,5 +1,6 @@
 """What a run reports: console lines, `metrics.jsonl`, TensorBoard events, the loss curve."""
 
+import contextlib
 import json
 import math
 import pathlib
@@ -15,6 +16,7 @@ from tqdm import tqdm
 from videonsa_jax.batch import Batch
 
 FILE = "metrics.jsonl"
+KINDS = ("compile", "data", "step", "checkpoint")  # what a run spends time on
 
 
 class Report:
@@ -29,17 +31,21 @@ class Report:
         self._writer = MetricWriter(workdir, first) if active else None
         bar_off = None if active else True  # None: off unless standard error is a terminal
         self._bar = tqdm(total=last, initial=first, disable=bar_off, leave=False, unit="step")
+        self._spent = dict.fromkeys(KINDS, 0.0)
         self._restart()
 
     def _restart(self) -> None:
         self._steps: list[Mapping[str, Any]] = []
-        self._waited = self._compiling = 0.0
+        self._before = dict(self._spent)
         self._started = time.perf_counter()
 
     def __enter__(self):
         return self
 
     def __exit__(self, *_):
+        if any(self._spent.values()):
+            spent = ", ".join(f"{kind} {self._spent[kind]:.1f} s" for kind in KINDS)
+            self.say(f"time spent: {spent}")
         self._bar.close()
         if self._active:
             self._writer.close()
@@ -51,13 +57,16 @@ class Report:
             self._bar.write(text)
             sys.stdout.flush()
 
-    def waited(self, seconds: float) -> None:
-        """For data."""
-        self._waited += seconds
+    @contextlib.contextmanager
+    def timed(self, kind: str):
+        """What is done inside is time of one of `KINDS`."""
+        begin = time.perf_counter()
+        yield
+        self._spent[kind] += time.perf_counter() - begin
 
     def compiled(self, batch: Batch, seconds: float) -> None:
         """A new shape of batch; the time does not count as training."""
-        self._compiling += seconds
+        self._spent["compile"] += seconds
         (rows, text), vision = batch.text_tokens.shape, batch.vision_order.shape[1]
         self.say(
             f"compiled the step for {rows} rows of {vision} vision and {text} text tokens "
@@ -78,7 +87,8 @@ class Report:
 
     def _row(self, step: int) -> dict[str, float | int | None]:
         """Means over the interval's finite steps (None: there is none); speed without compiling."""
-        seconds = max(time.perf_counter() - self._started - self._compiling, 1e-9)
+        spent = {kind: self._spent[kind] - self._before[kind] for kind in KINDS}
+        seconds = max(time.perf_counter() - self._started - spent["compile"], 1e-9)
         means = {
             name: _mean_of_finite([float(scalars[name]) for scalars in self._steps])
             for name in ("loss", "accuracy", "grad_norm")
@@ -88,9 +98,10 @@ class Report:
             **means,
             "lr": float(self._steps[-1]["lr"]),
             "tokens_per_s": sum(int(scalars["tokens"]) for scalars in self._steps) / seconds,
-            "data_wait": min(self._waited / seconds, 1.0),
+            "data_wait": min(spent["data"] / seconds, 1.0),
             "eta_s": seconds / len(self._steps) * (self._last - step),
             "skipped": int(self._steps[-1]["skipped"]),
+            **{f"{kind}_s": value for kind, value in spent.items()},
         }
 
 

@@ -18,11 +18,24 @@ from videonsa_jax.config import OptimConfig
 
 GROUPS = {  # each parameter belongs to exactly one
     "gates": r"text/layers/gates/",
-    "decoder": r"text/(?!layers/gates/)",
+    "adapters": r"text/.*/lora_(in|out)$",
+    "decoder": r"text/(?!layers/gates/)(?!.*/lora_(in|out)$)",
     "merger": r"vision/merger/",
     "vision": r"vision/(?!merger/)",
 }
-DECAYED = {"kernel": True, "embedding": True, "bias": False, "scale": False}  # by last name
+DECAYED = {  # by last name
+    "kernel": True,
+    "embedding": True,
+    "lora_in": True,
+    "lora_out": True,
+    "bias": False,
+    "scale": False,
+}
+
+
+def is_adapter(path: str) -> bool:
+    """Whether a parameter is half of an adapter, which published weights do not have."""
+    return re.match(GROUPS["adapters"], path) is not None
 
 
 def group_of(path: str) -> str:

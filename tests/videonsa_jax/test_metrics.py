@@ -57,7 +57,6 @@ def test_tensorboard_files_hold_the_same_numbers(tmp_path):
 def test_a_report_averages_the_finite_steps_of_an_interval(tmp_path, capsys):
     with metrics.Report(tmp_path, 0, 4, active=True) as report:
         for step, loss in enumerate((1.0, math.nan, 3.0, math.nan), start=1):
-            report.waited(0.0)
             report.step(step, {**SCALARS, "loss": loss, "skipped": 1}, log=step in (3, 4))
     rows = [json.loads(line) for line in (tmp_path / metrics.FILE).read_text().splitlines()]
     assert [(row["step"], row["loss"]) for row in rows] == [(3, 2.0), (4, None)]
@@ -79,6 +78,22 @@ def test_compilation_is_told_and_not_counted_as_training(tmp_path, capsys):
     assert "compiled the step for 2 rows of 32 vision and 16 text tokens in 1000000.0 s" in (
         capsys.readouterr().out
     )
+
+
+def test_a_row_tells_what_its_interval_spent_time_on(tmp_path, monkeypatch, capsys):
+    now = iter(range(100))  # a second passes whenever the time is asked
+    monkeypatch.setattr(metrics.time, "perf_counter", lambda: next(now))
+    with metrics.Report(tmp_path, 0, 2, active=True) as report:
+        for step in (1, 2):
+            for kind in ("data", "step", "step"):
+                with report.timed(kind):
+                    pass
+            report.step(step, SCALARS, log=True)
+    first, second = metrics.read_rows(tmp_path)
+    assert (first["data_s"], first["step_s"], first["checkpoint_s"]) == (1, 2, 0)
+    assert (second["data_s"], second["step_s"], second["compile_s"]) == (1, 2, 0)
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert line == "time spent: compile 0.0 s, data 2.0 s, step 4.0 s, checkpoint 0.0 s"
 
 
 def test_other_processes_are_silent(tmp_path, capsys):

@@ -1,5 +1,7 @@
 """Each parameter is updated by the rule of its group."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,7 +18,14 @@ PARAMS = {
     "text": {
         "embed": {"embedding": jnp.full((3, 2), 2.0)},
         "layers": {
-            "attn": {"q": {"kernel": jnp.full((2, 2), 2.0), "bias": jnp.full(2, 2.0)}},
+            "attn": {
+                "q": {
+                    "kernel": jnp.full((2, 2), 2.0),
+                    "bias": jnp.full(2, 2.0),
+                    "lora_in": jnp.full((2, 1), 2.0),
+                    "lora_out": jnp.full((1, 2), 2.0),
+                }
+            },
             "gates": {"out": {"kernel": jnp.full((2, 3), 2.0), "bias": jnp.full(3, 2.0)}},
         },
         "norm": {"scale": jnp.full(2, 2.0)},
@@ -40,12 +49,15 @@ def update(cfg: OptimConfig, gradient: float, steps: int = 1) -> tuple[dict, dic
 
 @pytest.mark.parametrize("preset", sorted(config.PRESETS))
 def test_every_parameter_has_one_group_and_a_decay_rule(preset):
-    model = nnx.eval_shape(lambda: VideoNSA(config.PRESETS[preset], rngs=nnx.Rngs(0)))
+    cfg = dataclasses.replace(config.PRESETS[preset], lora=config.LoRAConfig(rank=2))
+    model = nnx.eval_shape(lambda: VideoNSA(cfg, rngs=nnx.Rngs(0)))
     paths = ["/".join(map(str, path)) for path, _ in nnx.to_flat_state(nnx.state(model))]
     assert {optimizer.group_of(path) for path in paths} == set(optimizer.GROUPS)
     assert {path.rpartition("/")[2] for path in paths if optimizer.is_decayed(path)} == {
         "kernel",
         "embedding",
+        "lora_in",
+        "lora_out",
     }
 
 

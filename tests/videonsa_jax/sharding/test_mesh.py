@@ -5,7 +5,7 @@ import pytest
 
 from videonsa_jax.config import MeshConfig
 from videonsa_jax.errors import UserError
-from videonsa_jax.sharding.mesh import join_processes, make_mesh
+from videonsa_jax.sharding.mesh import make_mesh
 
 
 def test_axes_are_named_and_sized():
@@ -18,15 +18,30 @@ def test_a_product_other_than_the_device_count_is_rejected():
         make_mesh(MeshConfig(fsdp=3))
 
 
+def test_the_nearest_mesh_is_proposed():
+    with pytest.raises(UserError, match=r"12 devices, but there are 8; .*--config.mesh.data=2$"):
+        make_mesh(MeshConfig(data=3, fsdp=2, tensor=2))
+
+
+def test_groups_of_devices_on_the_slower_network_are_outermost():
+    mesh = make_mesh(MeshConfig(dcn=2, fsdp=4))
+    assert mesh.devices.shape == (2, 1, 4, 1, 1)
+    first, second = ({device.id for device in group.flat} for group in mesh.devices)
+    assert max(first) < min(second)
+
+
+def test_slices_of_tpus_are_groups():
+    class Device:
+        slice_index = 0
+
+    class Other:
+        slice_index = 1
+
+    with pytest.raises(
+        UserError, match=r"dcn=1, but the devices are 2 slices.*--config.mesh.dcn=2"
+    ):
+        make_mesh(MeshConfig(fsdp=2), [Device(), Other()])
+
+
 def test_a_mesh_may_use_some_devices():
     assert make_mesh(MeshConfig(data=2), jax.devices()[:2]).size == 2
-
-
-def test_one_process_joins_nothing():
-    join_processes(None, None, None)
-    assert jax.process_count() == 1
-
-
-def test_a_missing_process_setting_is_named():
-    with pytest.raises(UserError, match="--process_id is missing"):
-        join_processes("localhost:1234", 2, None)
