@@ -3,7 +3,6 @@
 import dataclasses
 import hashlib
 import json
-import math
 import pathlib
 import time
 from collections import deque
@@ -11,7 +10,6 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import jax
 import numpy as np
 
 from videonsa_jax.batch import Batch
@@ -250,10 +248,8 @@ def _frames(visual: Visual) -> dict[str, Any]:
 
 def _row_shards(rules: Rules) -> int:
     """Into how many parts rows are split under the mesh of `jax.set_mesh`."""
-    mesh = jax.sharding.get_abstract_mesh()
-    axes = rules.batch or ()
-    axes = (axes,) if isinstance(axes, str) else axes
-    return 1 if mesh.empty else math.prod(mesh.shape[axis] for axis in axes)
+    axis = rules.devices("batch")
+    return 1 if axis is None else axis.size
 
 
 def _blank(visual: Visual) -> Visual:

@@ -89,7 +89,7 @@ def abstract_batch(cfg: RunConfig, mesh: Mesh, shape: RowShape) -> Batch:
     rows, vision, text = shape.rows, shape.vision_tokens, shape.text_tokens
     patches = vision * cfg.model.vision.merge_size**2
     frame = cfg.data.max_pixels // cfg.model.vision.patch_size**2
-    sharding = NamedSharding(mesh, cfg.sharding.spec("batch"))
+    sharding = NamedSharding(mesh, cfg.sharding.spec("batch", "seq"))
 
     def array(dtype, *sizes):
         return jax.ShapeDtypeStruct((rows, *sizes), dtype, sharding=sharding)

@@ -5,6 +5,7 @@ at a few places of each layer. Only this package knows the mesh.
 """
 
 import dataclasses
+import difflib
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -13,14 +14,20 @@ import jax
 from jax.sharding import PartitionSpec
 
 from pallas_kernels import DeviceAxis
+from videonsa_jax.config import MeshConfig
 
+MESH_AXES = tuple(field.name for field in dataclasses.fields(MeshConfig))
 MeshAxes = str | tuple[str, ...] | None
 Axes = tuple[str | None, ...]  # a logical axis per dimension; None: not split
 
 
 @dataclasses.dataclass(frozen=True)
 class Rules:
-    """One field per logical axis; its value is the mesh axes that split it, None for none."""
+    """One field per logical axis; its value is the mesh axes that split it, None for none.
+
+    Raises:
+      ValueError: a value names no axis of the mesh.
+    """
 
     # activations
     batch: MeshAxes = ("data", "fsdp")
@@ -36,6 +43,17 @@ class Rules:
     mlp: MeshAxes = "tensor"
     vocab: MeshAxes = "tensor"
 
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if unknown := [name for name in self.names(field.name) if name not in MESH_AXES]:
+                near = difflib.get_close_matches(unknown[0], MESH_AXES, n=1)
+                hint = f"did you mean {near[0]!r}? " if near else ""
+                raise ValueError(
+                    f"{field.name}={value!r} names the mesh axis {unknown[0]!r}, which does not "
+                    f"exist; {hint}The axes are {', '.join(MESH_AXES)}"
+                )
+
     def spec(self, *axes: str | None) -> PartitionSpec:
         """Logical axis per dimension (None: not split) -> PartitionSpec.
 
@@ -50,12 +68,15 @@ class Rules:
 
     def mesh_axes(self) -> set[str]:
         """The mesh axes that split something."""
-        values = (getattr(self, field.name) for field in dataclasses.fields(self))
-        return {name for value in values for name in _names(value)}
+        return {name for field in dataclasses.fields(self) for name in self.names(field.name)}
+
+    def names(self, axis: str) -> tuple[str, ...]:
+        """The mesh axes that split a logical axis."""
+        return _names(getattr(self, axis))
 
     def devices(self, axis: str) -> DeviceAxis | None:
         """Those that split a logical axis under the mesh of `jax.set_mesh`; None if it is whole."""
-        mesh, names = jax.sharding.get_abstract_mesh(), _names(getattr(self, axis))
+        mesh, names = jax.sharding.get_abstract_mesh(), self.names(axis)
         if mesh.empty:
             return None
         size = math.prod(mesh.shape[name] for name in names)

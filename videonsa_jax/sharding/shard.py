@@ -79,10 +79,42 @@ def _check_even(
         axes = (axes,) if isinstance(axes, str) else axes or ()
         parts = math.prod(mesh.shape[axis] for axis in axes)
         if size % parts:
+            fits = max(count for count in range(1, parts) if size % count == 0)
             raise UserError(
                 f"{path}: its {name!r} dimension of {size} cannot be split over {parts} devices "
-                f"({', '.join(axes)}); use a smaller mesh axis or --config.sharding.{name}=None"
+                f"({', '.join(axes)}); use {fits}, or --config.sharding.{name}=None"
             )
+
+
+def check_rows(
+    lengths: Iterable[tuple[int, int]], block: int, rules: Rules, mesh: Mesh | AbstractMesh
+) -> None:
+    """That the devices which share a row get whole blocks of it.
+
+    Args:
+      lengths: (vision, text) slots of the rows, as in `DataConfig.buckets`.
+      block: tokens per block of sparse attention.
+      rules: `seq` says over which mesh axes a row is split.
+      mesh: has these axes.
+
+    Raises:
+      UserError: a stream cannot be split so.
+    """
+    axes = rules.names("seq")
+    parts = math.prod(mesh.shape[axis] for axis in axes)
+    if parts == 1:
+        return
+    for vision, text in lengths:
+        fits = max(n for n in range(1, parts) if n == 1 or not (vision % (n * block) or text % n))
+        for stream, slots, unit in (("vision", vision, block), ("text", text, 1)):
+            step = parts * unit
+            if slots % step:
+                how = f"in whole blocks of {unit}" if unit > 1 else "evenly"
+                raise UserError(
+                    f"config.data.buckets: {slots} {stream} slots cannot be split {how} over "
+                    f"{parts} devices ({', '.join(axes)}); use {-(-slots // step) * step} slots, "
+                    f"or {fits} devices"
+                )
 
 
 def global_batch(
@@ -93,20 +125,22 @@ def global_batch(
     Args:
       arrays: the array fields of `Batch`; every process holds equally many rows.
       frame_patches: its static field.
-      rules: `batch` says over which mesh axes the rows are split.
+      rules: `batch` and `seq` say over which mesh axes rows and their slots are split.
       mesh: of all processes.
 
     Raises:
-      UserError: the rows cannot be split evenly over the mesh.
+      UserError: the rows or their slots cannot be split evenly over the mesh.
     """
-    sharding = NamedSharding(mesh, rules.spec("batch"))
-    rows = len(arrays["text_tokens"]) * jax.process_count()
-    try:
-        sharding.shard_shape((rows,))
-    except ValueError as error:
-        raise UserError(
-            f"{rows} rows a step cannot be split over {mesh.shape}; change the rows or the mesh"
-        ) from error
+    sharding = NamedSharding(mesh, rules.spec("batch", "seq"))
+    for name, value in arrays.items():
+        shape = len(value) * jax.process_count(), *value.shape[1:]
+        try:
+            sharding.shard_shape(shape)
+        except ValueError as error:
+            raise UserError(
+                f"{name}: {shape[0]} rows a step of {shape[1]} slots cannot be split over "
+                f"{dict(mesh.shape)}; change the rows, the slots or the mesh"
+            ) from error
     placed = {
         name: jax.make_array_from_process_local_data(sharding, value)
         for name, value in arrays.items()

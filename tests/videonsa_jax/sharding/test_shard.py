@@ -1,5 +1,7 @@
 """Parameters and batches lie on the mesh as the rules say, or an error says why not."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,7 +15,7 @@ from videonsa_jax import state as state_lib
 from videonsa_jax.config import MeshConfig
 from videonsa_jax.errors import UserError
 from videonsa_jax.sharding import rules, shard
-from videonsa_jax.sharding.mesh import make_mesh
+from videonsa_jax.sharding.mesh import abstract_mesh, make_mesh
 from videonsa_jax.sharding.rules import Rules
 
 MESHES = {
@@ -77,9 +79,43 @@ def test_the_table_lists_every_parameter_and_the_total():
 
 
 def test_an_uneven_split_names_parameter_and_remedy():
-    message = r"text/layers/attn/k/.*: its 'kv_heads' dimension of 4 cannot be split over 8"
+    message = (
+        r"text/layers/attn/k/.*: its 'kv_heads' dimension of 4 cannot be split over 8 .* use 4,"
+    )
     with pytest.raises(UserError, match=message):
         layouts_of("tp", MeshConfig(tensor=8), "qwen2_5_vl_7b")
+
+
+@pytest.mark.parametrize(
+    ("slots", "message"),
+    [
+        (
+            (1024, 100),
+            r"100 text slots cannot be .* 8 devices \(context\).* use 104 slots, or 4 dev",
+        ),
+        ((1000, 64), "1000 vision slots .* in whole blocks of 64 .* use 1024 slots, or 1 devices"),
+        ((256, 64), "256 vision slots .* in whole blocks of 64 .* use 512 slots, or 4 devices"),
+    ],
+)
+def test_a_row_that_would_split_a_block_is_rejected(slots, message):
+    mesh = abstract_mesh(MeshConfig(context=8))
+    with pytest.raises(UserError, match=message):
+        shard.check_rows([(512, 8), slots], 64, rules.PRESETS["fsdp_cp"], mesh)
+    shard.check_rows([slots], 64, rules.PRESETS["fsdp"], mesh)
+
+
+def test_buckets_are_checked_before_parameters_are_laid_out():
+    preset = rules.PRESETS["fsdp_cp"]
+    data = dataclasses.replace(synthetic.run_config().data, buckets=((48, 16),))
+    cfg = synthetic.run_config(sharding=preset, data=data)
+    with pytest.raises(UserError, match=r"config.data.buckets: 48 vision slots"):
+        state_lib.abstract_model(cfg, abstract_mesh(MeshConfig(context=2)))
+
+
+def test_an_unknown_mesh_axis_is_named():
+    message = r"seq='contxt' names the mesh axis 'contxt', which does not exist; did you mean 'cont"
+    with pytest.raises(ValueError, match=message):
+        Rules(seq="contxt")
 
 
 def test_an_idle_mesh_axis_is_rejected():
@@ -107,8 +143,16 @@ def test_a_batch_is_split_by_rows():
         np.testing.assert_array_equal(getattr(batch, name), value)
 
 
+def test_slots_are_split_where_the_sequence_is():
+    batch = shard.global_batch(
+        synthetic.batch(0), 64, rules.PRESETS["fsdp_cp"], make_mesh(MESHES["fsdp_cp"])
+    )
+    assert batch.patches.sharding.shard_shape(batch.patches.shape)[:2] == (2, 64)
+    assert batch.text_tokens.sharding.shard_shape(batch.text_tokens.shape) == (2, 8)
+
+
 def test_rows_that_do_not_divide_are_rejected():
-    with pytest.raises(UserError, match="6 rows a step cannot be split"):
+    with pytest.raises(UserError, match="6 rows a step of 16 slots cannot be split"):
         shard.global_batch(synthetic.batch(0, rows=6), 64, Rules(), make_mesh(MESHES["fsdp"]))
 
 
