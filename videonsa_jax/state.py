@@ -82,14 +82,15 @@ def initial_state(
       cfg: the model and the seed.
       optimizer: its state starts at zero.
       abstract: from `abstract_state`.
-      params: the starting weights, already sharded; None draws them.
+      params: starting weights, nested and already sharded; what they lack is drawn. None draws all.
     """
 
-    def init(params):
-        if params is None:
-            params = nnx.to_pure_dict(nnx.state(build_model(cfg), nnx.Param))
+    def init(given):
+        params = nnx.to_pure_dict(nnx.state(build_model(cfg), nnx.Param))
+        flat, given = (traverse_util.flatten_dict(x, sep="/") for x in (params, given))
+        params = traverse_util.unflatten_dict(flat | given, sep="/")
         trained, _ = optimizer.split(params)
         opt_state = optimizer.transformation().init(trained)
         return TrainState(jnp.int32(0), jnp.int32(0), jnp.int32(0), params, opt_state)
 
-    return jax.jit(init, out_shardings=shardings(abstract), donate_argnums=0)(params)
+    return jax.jit(init, out_shardings=shardings(abstract), donate_argnums=0)(params or {})

@@ -1,7 +1,6 @@
-"""The device mesh, and the processes that share it."""
+"""The device mesh."""
 
 import math
-import os
 from collections.abc import Sequence
 
 import jax
@@ -62,38 +61,3 @@ def _nearest(shape: tuple[int, ...], devices: int) -> str:
 def abstract_mesh(cfg: MeshConfig) -> AbstractMesh:
     """The mesh without devices: enough to lay parameters out, on any machine."""
     return AbstractMesh(_shape(cfg), AXES, axis_types=(AxisType.Auto,) * len(AXES))
-
-
-def join_processes(
-    coordinator: str | None, num_processes: int | None, process_id: int | None
-) -> None:
-    """Connects the processes of one run; does nothing for a run of one process.
-
-    Must come before anything asks JAX for devices. Each value left at None is read from
-    JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES or JAX_PROCESS_ID. `coordinator="auto"` lets JAX ask
-    the cluster (Cloud TPU, Slurm, Open MPI, Kubernetes).
-
-    Raises:
-      UserError: some of the three are given and some are not.
-    """
-    if coordinator == "auto":
-        jax.distributed.initialize()
-        return
-    env = os.environ
-    settings = {
-        "coordinator": coordinator or env.get("JAX_COORDINATOR_ADDRESS"),
-        "num_processes": _first(num_processes, env.get("JAX_NUM_PROCESSES")),
-        "process_id": _first(process_id, env.get("JAX_PROCESS_ID")),
-    }
-    missing = [name for name, value in settings.items() if value is None]
-    if len(missing) == len(settings):
-        return
-    if missing:
-        raise UserError(f"--{missing[0]} is missing: a run of several processes needs all three")
-    jax.distributed.initialize(*settings.values())
-
-
-def _first(flag: int | None, text: str | None) -> int | None:
-    if flag is not None:
-        return flag
-    return None if text is None else int(text)

@@ -5,7 +5,7 @@ import pytest
 
 from videonsa_jax.config import MeshConfig
 from videonsa_jax.errors import UserError
-from videonsa_jax.sharding.mesh import join_processes, make_mesh
+from videonsa_jax.sharding.mesh import make_mesh
 
 
 def test_axes_are_named_and_sized():
@@ -45,13 +45,3 @@ def test_slices_of_tpus_are_groups():
 
 def test_a_mesh_may_use_some_devices():
     assert make_mesh(MeshConfig(data=2), jax.devices()[:2]).size == 2
-
-
-def test_one_process_joins_nothing():
-    join_processes(None, None, None)
-    assert jax.process_count() == 1
-
-
-def test_a_missing_process_setting_is_named():
-    with pytest.raises(UserError, match="--process_id is missing"):
-        join_processes("localhost:1234", 2, None)
