@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels import tiles, tpu_sizes
+from pallas_kernels import mosaic_memory, tiles, tpu_sizes
 from pallas_kernels.tiles import HEAD_WIDTHS
 
 INTERVAL_WIDTHS = (64, 80, 128)  # 80 is that of Qwen2.5-VL's vision tower
@@ -45,3 +45,17 @@ def block_misfits(size: int) -> dict[str, str]:
         name: f"block size {size} has no {kernel}; use one of {BLOCK_SIZES} {_WAY_OUT}"
         for name, kernel in _KERNELS.items()
     }
+
+
+def selected_misfits(q: jax.Array, k: jax.Array, v: jax.Array, block: int) -> dict[str, str]:
+    """Which kernels cannot attend to chosen blocks of `block` keys: {implementation: why}."""
+    why = mosaic_memory.keys_misfit(k.shape[1], k.dtype, block, backward=False)
+    long = {} if why is None else {"mosaic_tpu": why}
+    return long | attention_misfits(q, k, v) | block_misfits(block)
+
+
+def ranked_misfits(q: jax.Array, k: jax.Array) -> dict[str, str]:
+    """Which kernels cannot rank the block means k [b c k h] for q: {implementation: why}."""
+    why = mosaic_memory.blocks_misfit(k.shape[1], k.dtype)
+    many = {} if why is None else {"mosaic_tpu": why}
+    return many | attention_misfits(q, k, k)

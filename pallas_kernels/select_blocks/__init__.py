@@ -1,1 +1,4 @@
-"""select_blocks: api.py (contract), ref.py (oracle), xla.py (any backend), triton.py (GPU)."""
+"""select_blocks: api.py (contract), ref.py (oracle), xla.py (any backend), and kernels.
+
+triton.py runs on GPUs, mosaic_tpu.py on TPUs.
+"""

@@ -6,9 +6,9 @@ import jax
 
 from pallas_kernels import dispatch, limits
 from pallas_kernels.blocks import BlockSet
-from pallas_kernels.select_blocks import ref, triton, xla
+from pallas_kernels.select_blocks import mosaic_tpu, ref, triton, xla
 
-_IMPLEMENTATIONS = {"reference": ref, "xla": xla, "triton": triton}
+_IMPLEMENTATIONS = {"reference": ref, "xla": xla, "triton": triton, "mosaic_tpu": mosaic_tpu}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +78,7 @@ def select_blocks(
         implementation,
         _IMPLEMENTATIONS,
         interpret=interpret,
-        misfits=limits.attention_misfits(q, k, k),
+        misfits=limits.ranked_misfits(q, k),
     )
     run = _IMPLEMENTATIONS[name].select_blocks
     settings = dispatch.settings(name, interpret)
