@@ -4,9 +4,9 @@ import jax
 
 from pallas_kernels import dispatch, limits
 from pallas_kernels.blocks import WORD, BlockSet
-from pallas_kernels.selected_attention import ref, triton, xla
+from pallas_kernels.selected_attention import mosaic_tpu, ref, triton, xla
 
-_IMPLEMENTATIONS = {"reference": ref, "xla": xla, "triton": triton}
+_IMPLEMENTATIONS = {"reference": ref, "xla": xla, "triton": triton, "mosaic_tpu": mosaic_tpu}
 
 
 def selected_attention(
@@ -55,7 +55,7 @@ def selected_attention(
         implementation,
         _IMPLEMENTATIONS,
         interpret=interpret,
-        misfits=limits.attention_misfits(q, k, v) | limits.block_misfits(blocks.block),
+        misfits=limits.selected_misfits(q, k, v, blocks.block),
     )
     run = _IMPLEMENTATIONS[name].selected_attention
     settings = dispatch.settings(name, interpret)

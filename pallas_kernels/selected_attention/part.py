@@ -3,10 +3,24 @@
 import functools
 
 from pallas_kernels import dispatch, limits
-from pallas_kernels.selected_attention import triton, triton_backward, xla
+from pallas_kernels.selected_attention import (
+    mosaic_backward,
+    mosaic_tpu,
+    triton,
+    triton_backward,
+    xla,
+)
 
-_FORWARD = {"xla": xla.forward, "triton": functools.partial(triton.forward, gated=())}
-_BACKWARD = {"xla": xla.backward, "triton": triton_backward.backward}
+_FORWARD = {
+    "xla": xla.forward,
+    "triton": functools.partial(triton.forward, gated=()),
+    "mosaic_tpu": mosaic_tpu.forward,
+}
+_BACKWARD = {
+    "xla": xla.backward,
+    "triton": triton_backward.backward,
+    "mosaic_tpu": mosaic_backward.backward,
+}
 
 
 def forward(q, k, v, blocks, pos, *, scale, implementation, interpret):
@@ -47,5 +61,5 @@ def _name(q, k, v, blocks, implementation, interpret):
         implementation,
         _FORWARD,
         interpret=interpret,
-        misfits=limits.attention_misfits(q, k, v) | limits.block_misfits(blocks.block),
+        misfits=limits.selected_misfits(q, k, v, blocks.block),
     )
