@@ -159,22 +159,33 @@ def _group(text, devices):
         return [int(match[1]), int(match[2])]
     if match := re.search(r"replica_groups=\{\{([\d,]+)\}", text):
         return [int(place) for place in match[1].split(",")]
-    if match := re.search(r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", text):
-        places = np.arange(devices).reshape([int(size) for size in match[3].split(",")])
-        if match[4]:
-            places = places.transpose([int(axis) for axis in match[4].split(",")])
+    if match := re.search(r"replica_groups=\[(\d+),(\d+)\]<=(\[[\d,]+\](?:T\([\d,]+\))?)", text):
+        places = _places(match[3], devices)
         return places.reshape(int(match[1]), int(match[2]))[0].tolist()
-    if match := re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", text):
-        return _named_group(match[1], match[2])
+    if match := re.search(
+        r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\((.*?)\))? \{([^}]*)\}", text
+    ):
+        return _named_group(match[1], match[3], _places(match[2], devices))
     if "replica_groups={}" in text:
         return list(range(devices))
     raise ValueError(f"unknown form of a group of devices: {text[:200]}")
 
 
-def _named_group(mesh, axes):
+def _places(order, devices):
+    """The places of all devices, in an order such as `[2,4]T(1,0)`; None: ascending."""
+    places = np.arange(devices)
+    if order:
+        sizes, axes = re.fullmatch(r"\[([\d,]+)\](?:T\(([\d,]+)\))?", order).groups()
+        places = places.reshape([int(size) for size in sizes.split(",")])
+        if axes:
+            places = places.transpose([int(axis) for axis in axes.split(",")])
+    return places
+
+
+def _named_group(mesh, axes, places):
     """Of `'a'=2,'b'=8` and `'a','b':(2)4`: a part of an axis is (size before it) and its size."""
     names, sizes = zip(*re.findall(r"'([^']+)'=(\d+)", mesh), strict=True)
-    places = np.arange(math.prod(int(size) for size in sizes)).reshape([int(x) for x in sizes])
+    places = places.reshape([int(size) for size in sizes])
     taken = {name: part for name, *part in re.findall(r"'([^']+)'(?::\((\d+)\)(\d+))?", axes)}
     at = []
     for name, size in zip(names, sizes, strict=True):
