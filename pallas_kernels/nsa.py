@@ -110,9 +110,9 @@ def _how(q, k, v, block, implementation, interpret):
     """One choice of implementation for all branches, as keyword arguments of the operations."""
     name = dispatch.resolve(
         implementation,
-        ("reference", "xla", "triton"),
+        ("reference", "xla", "triton", "mosaic_tpu"),
         interpret=interpret,
-        misfits=limits.attention_misfits(q, k, v) | limits.block_misfits(block),
+        misfits=limits.selected_misfits(q, k, v, block),
     )
     return {"implementation": name, "interpret": interpret}
 

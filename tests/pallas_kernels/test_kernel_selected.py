@@ -96,7 +96,7 @@ def test_equals_float64_loops_whatever_nobody_sees(implementation, group, sizes)
     _check(got, arrays, seen)
 
 
-@pytest.mark.parametrize("length", [1, 33, 130])
+@pytest.mark.parametrize("length", [1, 130])
 def test_any_length(implementation, length):
     arrays, pos = inputs(length, length, 7, 1), np.arange(length, dtype=np.int32)[None]
     members = choice(pos, 1, length, 32, density=0.5)

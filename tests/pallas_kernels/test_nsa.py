@@ -225,12 +225,6 @@ def test_bad_arguments_are_named(change, message):
         nsa_attention(**(arguments | change(arguments)), spec=SPEC)
 
 
-def test_planned_kernels_say_so():
-    q, k, v, gates, _ = _inputs(16, 1, 1)
-    with pytest.raises(NotImplementedError, match="'mosaic_tpu' has no kernel here; use one of"):
-        nsa_attention(q, k, v, gates, spec=SPEC, implementation="mosaic_tpu")
-
-
 @pytest.mark.parametrize(
     ("sizes", "message"),
     [
