@@ -4,8 +4,8 @@ One takes a tile of queries with all heads of a group over the key tiles of the 
 dq. The other takes a tile of keys over the tiles of queries that see it, for dk and dv. Sums are
 taken in a fixed order.
 
-A query that sees nothing is dropped by its lse; what it holds, and its dout, may be NaN. What is
-not finite in the dout of another query stays visible in the gradients.
+A query that sees nothing is dropped; what it holds, and its dout, may be NaN. What is not finite in
+the dout of another query stays visible in the gradients.
 """
 
 import functools
@@ -48,12 +48,11 @@ def backward(residuals, dout, job):
     # exp2(finite - inf) is 0: a query that sees nothing weighs nothing.
     base = cut.stats(jnp.where(live, lse * tile_math.LOG2E, jnp.inf), jnp.inf)
     delta = cut.stats(jnp.where(live, delta, 0), 0)
-    sees = live.any(2)
+    sees = live.any(2)[..., None, None]  # what a query that sees nothing holds may be NaN
     inputs = (
-        cut.limits(*(jnp.where(sees, x, 0) for x in (sight.lo, sight.hi))),
+        cut.limits(sight.lo, sight.hi),
         jnp.concatenate([base, delta], axis=2),
-        cut.queries(q),
-        cut.queries(dout.astype(q.dtype)),
+        *(cut.queries(jnp.where(sees, x, 0)) for x in (q, dout.astype(q.dtype))),
         cut.all_keys(k),
         cut.all_keys(v),
     )
@@ -167,12 +166,11 @@ def _key_kernel(*refs, cut, scale):
 
     def add(slot, *, is_whole):
         lo, hi = edges[slot, 0:1], edges[slot, 1:2]
-        live = column((hi > lo).astype(jnp.int32), LANES) > 0  # [rows LANES]
         see = None if is_whole else (lo <= at) & (at < hi)
         for i in range(cut.group):
             base = stat_tiles[slot, i : i + 1]
             delta = stat_tiles[slot, cut.group + i : cut.group + i + 1]
-            queries, douts = (kept(x[slot, :, head_lanes(i)], live) for x in (q_tiles, dout_tiles))
+            queries, douts = (x[slot, :, head_lanes(i)] for x in (q_tiles, dout_tiles))
             logits = product(pair[0], queries, 1, 1) * (scale * tile_math.LOG2E)
             weights = _shown(jnp.exp2(logits - base), see)  # [keys rows]
             dlogits = weights * (product(pair[1], douts, 1, 1) - delta)

@@ -24,8 +24,7 @@ class Cut:
     Attributes:
       b: rows of the batch.
       heads: KV heads.
-      group: query heads per KV head.
-      width: values per head, of the arguments; in the kernels it is LANES.
+      group: query heads per KV head; in the kernels each has LANES values.
       s: queries.
       t: keys.
       rows: queries of a tile.
@@ -36,7 +35,6 @@ class Cut:
     b: int
     heads: int
     group: int
-    width: int
     s: int
     t: int
     rows: int
@@ -46,11 +44,11 @@ class Cut:
     @classmethod
     def of(cls, q, k):
         """For q [b s n h] and k [b t k h] on this device."""
-        b, s, n, width = q.shape
+        b, s, n, _ = q.shape
         t, heads = k.shape[1:3]
         sizes = tpu_sizes.pick(compat.device_kind())
         rows, keys = min(sizes.rows, filled(s, LANES)), min(sizes.keys, filled(t, LANES))
-        return cls(b, heads, n // heads, width, s, t, rows, keys, sizes.vmem)
+        return cls(b, heads, n // heads, s, t, rows, keys, sizes.vmem)
 
     @property
     def tiles(self):
