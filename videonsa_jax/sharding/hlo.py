@@ -155,8 +155,9 @@ def _received(match, kind, devices):
 
 def _group(text, devices):
     """The first group of devices that exchange something, by their places in the mesh."""
-    if match := re.search(r"source_target_pairs=\{\{(\d+),(\d+)\}", text):
-        return [int(match[1]), int(match[2])]
+    if match := re.search(r"source_target_pairs=\{(\{.*?\})\}", text):
+        pairs = [[int(x) for x in pair] for pair in re.findall(r"(\d+),(\d+)", match[1])]
+        return max(pairs, key=lambda pair: pair[0] != pair[1])  # some may keep what they have
     if match := re.search(r"replica_groups=\{\{([\d,]+)\}", text):
         return [int(place) for place in match[1].split(",")]
     if match := re.search(r"replica_groups=\[(\d+),(\d+)\]<=(\[[\d,]+\](?:T\([\d,]+\))?)", text):

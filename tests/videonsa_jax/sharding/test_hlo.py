@@ -70,6 +70,7 @@ GROUPS = {
     "replica_groups=mesh['a'=2,'b'=4] {'b':(2)2}": "context",
     "replica_groups=mesh['a'=2,'b'=4], device_ids=([4,2]T(1,0)) {'b'}": "fsdp+tensor",
     "source_target_pairs={{0,4},{4,0}}": "fsdp",
+    "source_target_pairs={{0,0},{1,3},{3,1}}": "tensor",
 }
 
 
