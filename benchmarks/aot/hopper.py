@@ -15,8 +15,8 @@ WITHOUT_WGMMA = re.compile(r"(top_blocks|gate_gradients|inverse_\w+|\w+_bwd_sum|
 
 
 def options(dump: str) -> dict:
-    """Of the compiler; `dump` is a folder for what `kernels` reads."""
-    return {"xla_gpu_autotune_level": 0, "xla_dump_to": dump}
+    """More options of the compiler; `dump` is a folder for what `kernels` reads."""
+    return {"xla_dump_to": dump}
 
 
 def kernels(lowered, compiled, dump: str) -> tuple[list[KernelUse], dict[str, str]]:

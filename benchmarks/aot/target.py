@@ -62,7 +62,8 @@ class Target:
             tempfile.TemporaryDirectory() as dump,
         ):
             lowered = lower()
-            compiled = compile_ahead(lowered, self.reader.options(dump))
+            options = self.topology.compiler_options | self.reader.options(dump)
+            compiled = compile_ahead(lowered, options)
             seconds = time.perf_counter() - begin
             kernels, versions = self.reader.kernels(lowered, compiled, dump)
         return Compiled(kernels, memory(compiled), seconds, versions, compiled.as_text())

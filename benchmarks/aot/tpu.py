@@ -5,6 +5,7 @@ import re
 
 from benchmarks.aot.report import KernelUse
 from pallas_kernels import tpu_sizes
+from videonsa_jax.sharding.hlo import one_line_each
 
 # An instruction that runs a Mosaic kernel: its name, and what it took of memory space 1, VMEM.
 KERNEL = re.compile(r'%([\w.-]+) = [^\n]*custom_call_target="tpu_custom_call"[^\n]*')
@@ -16,7 +17,7 @@ CALL = re.compile(r'op_name="[^"]*?(\w+)\)*/pallas_call')
 
 
 def options(dump: str) -> dict:
-    """Of the compiler; nothing is dumped."""
+    """More options of the compiler: none, for nothing is dumped."""
     del dump
     return {}
 
@@ -25,7 +26,7 @@ def kernels(lowered, compiled, dump: str) -> tuple[list[KernelUse], dict[str, st
     """-> what each kernel uses, and the versions of what else compiled them."""
     del lowered, dump
     found = {}
-    for line in KERNEL.finditer(compiled.as_text()):
+    for line in KERNEL.finditer(one_line_each(compiled.as_text())):
         name = CALL.search(line[0])
         taken = TAKEN.search(line[0])
         if taken is None:

@@ -8,6 +8,8 @@ import re
 
 import numpy as np
 
+# What some kernels are annotated with; it breaks the line of their instruction.
+_METADATA = re.compile(r"kernel_metadata=\{\n[^\n]*\n\}")
 # A computation and its instructions; the entry is the one that a program starts with.
 _COMPUTATION = re.compile(
     r"^(?P<entry>ENTRY )?%?(?P<name>[\w.-]+) [^\n]*\{\n(?P<body>.*?)^\}", re.DOTALL | re.MULTILINE
@@ -51,10 +53,16 @@ class Collective:
     bytes: int
 
 
+def one_line_each(text: str) -> str:
+    """The text of a program with every instruction on a line of its own."""
+    return _METADATA.sub("kernel_metadata={}", text)
+
+
 class Program:
     """The text of a compiled program, of `jax.stages.Compiled.as_text`."""
 
     def __init__(self, text: str):
+        text = one_line_each(text)
         found = list(_COMPUTATION.finditer(text))
         self._bodies = {match["name"]: match["body"] for match in found}
         (self._entry,) = (match["name"] for match in found if match["entry"])
@@ -142,8 +150,9 @@ def _size(dtype, sizes):
 def _received(match, kind, devices):
     """Bytes that one device receives, from the type of the result."""
     arrays = [_size(*array) for array in _ARRAY.findall(match["type"])]
-    if "-start(" in match[0] and kind in ("all-gather", "collective-permute"):
-        arrays = [max(arrays)]  # its type also names the operand
+    if "-start(" in match[0] and kind != "all-reduce":  # its type names the operands first
+        operands = match["rest"].split(")")[0].count("%")
+        arrays = arrays[operands : 2 * operands]
     result = sum(arrays)
     if kind == "collective-permute":
         return result

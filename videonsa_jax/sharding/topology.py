@@ -81,6 +81,11 @@ class Topology:
         """The number of devices."""
         return math.prod(self.shape)
 
+    @property
+    def compiler_options(self) -> dict[str, object]:
+        """What compiling without the device needs: nothing can be tried out."""
+        return {"xla_gpu_autotune_level": 0} if self.chip.platform == "gpu" else {}
+
     def require(self) -> None:
         """Raises NotHere if this Python cannot compile for these devices."""
         if lost := [name for name in self.chip.packages if not _installed(name)]:

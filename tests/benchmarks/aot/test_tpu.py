@@ -43,6 +43,13 @@ def test_the_kernel_of_a_gradient_has_its_own_name():
     assert use.name == "window_bwd"
 
 
+def test_annotations_over_several_lines_do_not_hide_a_kernel():
+    line = KERNEL.format(name="splash.1", taken=TAKEN.format(size=1000))
+    metadata = 'frontend_attributes={kernel_metadata={\n"a":"{}"\n}}, metadata='
+    (use,) = uses(line.replace("metadata=", metadata, 1))
+    assert use.vmem_bytes == 1000
+
+
 def test_too_much_is_a_problem():
     (use,) = uses(KERNEL.format(name="window.1", taken=TAKEN.format(size=200 * 2**20)))
     (problem,) = tpu.problems(use, "bfloat16", "TPU v5")

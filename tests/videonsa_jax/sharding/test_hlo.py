@@ -93,6 +93,25 @@ ENTRY %main (x: f32[8]) -> f32[8] {{
         Program(hlo.replace(groups, "replica_groups=?")).collectives({"fsdp": 8})
 
 
+def test_an_exchange_that_is_only_started_counts_its_result():
+    hlo = """HloModule m
+
+ENTRY %main (x: f32[8], y: f32[16]) -> f32[64] {
+  %x = f32[8]{0} parameter(0)
+  %y = f32[16]{0} parameter(1)
+  %s = ((f32[8]{0}, f32[16]{0}), (f32[32]{0}, f32[64]{0})) all-gather-start(%x, %y), \
+replica_groups=[1,4]<=[4], dimensions={0}
+  %d = (f32[32]{0}, f32[64]{0}) all-gather-done(%s)
+  %r = ((f32[16]{0}), f32[4]{0}) reduce-scatter-start(%y), replica_groups=[1,4]<=[4]
+}
+"""
+    found = Program(hlo).collectives({"fsdp": 4})
+    assert found == [
+        Collective("all-gather", "fsdp", 1, (32 + 64) * 4 * 3 // 4),
+        Collective("reduce-scatter", "fsdp", 1, 16 * 4 * 3 // 4),
+    ]
+
+
 def test_only_the_change_of_an_array_that_is_updated_in_place_is_written():
     def fill(x):
         return jax.lax.scan(lambda i, x: (i + 1, jnp.sin(x)), 0, x)[1]
