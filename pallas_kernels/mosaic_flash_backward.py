@@ -48,11 +48,12 @@ def backward(residuals, dout, job):
     # exp2(finite - inf) is 0: a query that sees nothing weighs nothing.
     base = cut.stats(jnp.where(live, lse * tile_math.LOG2E, jnp.inf), jnp.inf)
     delta = cut.stats(jnp.where(live, delta, 0), 0)
-    sees = live.any(2)[..., None, None]  # what a query that sees nothing holds may be NaN
+    sees = live.any(2)
     inputs = (
-        cut.limits(sight.lo, sight.hi),
+        cut.limits(*(jnp.where(sees, x, 0) for x in (sight.lo, sight.hi))),
         jnp.concatenate([base, delta], axis=2),
-        *(cut.queries(jnp.where(sees, x, 0)) for x in (q, dout.astype(q.dtype))),
+        cut.queries(q),
+        cut.queries(dout.astype(q.dtype)),
         cut.all_keys(k),
         cut.all_keys(v),
     )
@@ -166,6 +167,15 @@ def _key_kernel(*refs, cut, scale):
 
     def add(slot, *, is_whole):
         lo, hi = edges[slot, 0:1], edges[slot, 1:2]
+        live = (hi > lo).astype(jnp.float32)
+
+        @pl.when(live.min() == 0)
+        def _():  # what a query that sees nothing holds may be NaN
+            keep = column(live, LANES) > 0
+            for x in (q_tiles, dout_tiles):
+                for i in range(cut.group):
+                    x[slot, :, head_lanes(i)] = kept(x[slot, :, head_lanes(i)], keep)
+
         see = None if is_whole else (lo <= at) & (at < hi)
         for i in range(cut.group):
             base = stat_tiles[slot, i : i + 1]
