@@ -126,21 +126,15 @@ class TextDecoder(nnx.Module):
         self, vision: jax.Array, batch: Batch, cache: Cache | None
     ) -> tuple[jax.Array, Cache | None]:
         """Vision features f[b r d] and the batch's text -> hidden f[b s d] of the text, cache."""
-        x, order = self.embedded(vision, batch), Streams(batch.vision_order, batch.text_order)
+        seq = _split(has_cache=cache is not None)
+        x, order = self._embedded(vision, batch, seq), Streams(batch.vision_order, batch.text_order)
         if cache is not None:
             cache = _advance(cache, order, Streams(batch.vision_positions, batch.text_positions))
         places = self.places(batch, cache)
 
-        seq = _split(has_cache=cache is not None)
-
         def layer(module, carry, index):
             x, cache = carry
-            x = Streams(
-                *(
-                    self.rules.constrain(x, "batch", axis, None)
-                    for x, axis in zip(x, seq, strict=True)
-                )
-            )
+            x = Streams(*(self._pinned(x, axis) for x, axis in zip(x, seq, strict=True)))
             return module(x, places, cache, index, self.compute)
 
         index = jnp.arange(self.cfg.text.num_layers)
@@ -151,7 +145,14 @@ class TextDecoder(nnx.Module):
 
     def embedded(self, vision: jax.Array, batch: Batch) -> Streams:
         """What the first layer gets: vision features f[b r d] and embedded text f[b s d]."""
-        return Streams(vision, self.embed(batch.text_tokens, self.compute.dtype))
+        return self._embedded(vision, batch, _split(has_cache=False))
+
+    def _pinned(self, x: jax.Array, seq: str | None) -> jax.Array:
+        return self.rules.constrain(x, "batch", seq, None)
+
+    def _embedded(self, vision: jax.Array, batch: Batch, seq: Streams) -> Streams:
+        text = self.embed(batch.text_tokens, self.compute.dtype)
+        return Streams(vision, self.rules.constrain_lookup(text, "batch", seq.text))
 
     def places(self, batch: Batch, cache: Cache | None) -> Places:
         """Where the batch's tokens are; `cache`, if any, has them entered."""

@@ -26,18 +26,21 @@ def next_token_loss(
       weight: f32[] sum of weights.
       metrics: "correct", f32[]: sum of weights where the target is the likeliest token.
     """
-    s = hidden.shape[1]
-    chunk = min(s, CHUNK_TOKENS)
-    padding = -s % chunk
+    axis = model.rules.devices("seq")
+    parts = 1 if axis is None else axis.size  # of a row, on as many devices; a chunk takes of all
+    tokens = hidden.shape[1] // parts
+    chunk = min(tokens, max(CHUNK_TOKENS // parts, 1))
 
-    def chunked(x):  # [b s ...] -> [chunks b chunk ...]
-        x = jnp.pad(x, ((0, 0), (0, padding), *((0, 0),) * (x.ndim - 2)))
-        return jnp.moveaxis(x.reshape(x.shape[0], -1, chunk, *x.shape[2:]), 1, 0)
+    def chunked(x):  # [b s ...] -> [chunks b parts chunk ...]
+        x = x.reshape(x.shape[0], parts, tokens, *x.shape[2:])
+        x = jnp.pad(x, ((0, 0), (0, 0), (0, -tokens % chunk), *((0, 0),) * (x.ndim - 3)))
+        x = x.reshape(*x.shape[:2], -1, chunk, *x.shape[3:])
+        return model.rules.constrain(jnp.moveaxis(x, 2, 0), None, "batch", "seq")
 
     @jax.checkpoint
     def step(totals, xs):
         hidden, targets, weights = xs
-        logits = model.logits(hidden)
+        logits = model.rules.constrain(model.logits(hidden), "batch", "seq", None, "act_vocab")
         chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
         nll = jax.nn.logsumexp(logits, axis=-1) - chosen
         correct = weights * (logits.argmax(axis=-1) == targets)

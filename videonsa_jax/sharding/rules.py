@@ -88,6 +88,29 @@ class Rules:
             return x
         return jax.lax.with_sharding_constraint(x, self.spec(*axes))
 
+    def constrain_lookup(self, x: jax.Array, *axes: str | None) -> jax.Array:
+        """Pins rows [... d] of a table whose columns are split as `embed`.
+
+        A device looks its columns up for the tokens of all devices with the other columns. Then
+        columns are exchanged for tokens along one axis after the other, and so are the gradients.
+        In one step the partitioner would copy all tokens, or all of the table, to every device.
+
+        Args:
+          x: f[... d].
+          axes: logical axes of all dimensions but the last.
+        """
+        if jax.sharding.get_abstract_mesh().empty:
+            return x
+        columns, parts = self.names("embed"), [self.names(axis) if axis else () for axis in axes]
+        for done in range(len(parts) + 1):
+            whole = [tuple(name for name in part if name not in columns) for part in parts[done:]]
+            columns_left = [name for name in columns if name not in sum(parts[:done], ())]
+            split = *parts[:done], *whole, tuple(columns_left)
+            x = jax.lax.with_sharding_constraint(
+                x, PartitionSpec(*(part or None for part in split))
+            )
+        return self.constrain(x, *axes, None)
+
     def shard_op(self, op: Callable, in_axes: Sequence[Any], out_axes: Any) -> Callable:
         """Runs an operation on each device's part, under the mesh of `jax.set_mesh`.
 

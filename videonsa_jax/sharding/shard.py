@@ -117,6 +117,26 @@ def check_rows(
                 )
 
 
+def check_processes(rules: Rules, mesh: Mesh) -> None:
+    """That a process, which loads whole rows, has all the devices that share them.
+
+    Raises:
+      UserError: some rows are on devices of several processes.
+    """
+    names = rules.names("batch")
+    first = [mesh.axis_names.index(name) for name in names]
+    devices = np.moveaxis(mesh.devices, first, range(len(names)))
+    for group in devices.reshape(math.prod(mesh.shape[name] for name in names), -1):
+        processes = sorted({device.process_index for device in group})
+        if len(processes) > 1:
+            others = (f"{x}={mesh.shape[x]}" for x in mesh.axis_names if x not in names)
+            raise UserError(
+                f"config.mesh: {' x '.join(others)} shares rows between processes {processes}, but "
+                f"each loads rows of its own; use at most {len(group) // len(processes)} devices a "
+                "row"
+            )
+
+
 def global_batch(
     arrays: Mapping[str, np.ndarray], frame_patches: int, rules: Rules, mesh: Mesh
 ) -> Batch:
@@ -129,8 +149,11 @@ def global_batch(
       mesh: of all processes.
 
     Raises:
-      UserError: the rows or their slots cannot be split evenly over the mesh.
+      UserError: the rows or their slots cannot be split evenly over the mesh, or rows are on
+        devices of several processes.
     """
+    if jax.process_count() > 1:
+        check_processes(rules, mesh)
     sharding = NamedSharding(mesh, rules.spec("batch", "seq"))
     for name, value in arrays.items():
         shape = len(value) * jax.process_count(), *value.shape[1:]

@@ -1,6 +1,7 @@
 """Parameters and batches lie on the mesh as the rules say, or an error says why not."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -154,6 +155,23 @@ def test_slots_are_split_where_the_sequence_is():
 def test_rows_that_do_not_divide_are_rejected():
     with pytest.raises(UserError, match="6 rows a step of 16 slots cannot be split"):
         shard.global_batch(synthetic.batch(0, rows=6), 64, Rules(), make_mesh(MESHES["fsdp"]))
+
+
+def test_rows_of_several_processes_are_rejected():
+    def mesh_of(processes, **sizes):
+        shape = MeshConfig(**sizes)
+        places = np.arange(8) * processes // 8
+        devices = [SimpleNamespace(process_index=int(process)) for process in places]
+        mesh = abstract_mesh(shape)
+        grid = np.array(devices).reshape(tuple(mesh.shape.values()))
+        return SimpleNamespace(axis_names=mesh.axis_names, shape=mesh.shape, devices=grid)
+
+    preset = rules.PRESETS["fsdp_cp"]
+    shard.check_processes(preset, mesh_of(2, fsdp=2, context=4))
+    with pytest.raises(
+        UserError, match=r"context=4 shares rows between processes \[0, 1\].*most 2"
+    ):
+        shard.check_processes(preset, mesh_of(4, fsdp=2, context=4))
 
 
 def test_constraints_need_no_mesh():
