@@ -15,9 +15,12 @@ AOT_INSTALLED = $(AOT)/.installed-$(VERSION)
 AOT_RUN = JAX_PLATFORMS=cpu TF_CPP_MIN_LOG_LEVEL=2 $(AOT_PY)
 version_of = $(shell $(PY) -c 'from importlib import metadata; print(metadata.version("$(1)"))')
 TARGET ?= h100
-OUT ?= runs/compile-check-$(TARGET).json
+CONFIG ?= configs/videonsa_7b_sft.py
+TOPOLOGY ?= h100:8
+STRATEGY ?= fsdp,fsdp_tp,fsdp_cp
+PHASE ?= train
 
-.PHONY: env aot demo test test-slow compile-check lint clean
+.PHONY: env aot demo test test-slow compile-check sharding-report lint clean
 
 env: $(INSTALLED)
 
@@ -61,8 +64,14 @@ test-slow: env
 	$(MAKE) aot || true  # tests that compile for other devices skip without it
 	$(TEST) -m slow
 
+compile-check: OUT ?= runs/compile-check-$(TARGET).json
 compile-check: aot
 	$(AOT_RUN) -m benchmarks.compile_check --target=$(TARGET) --out=$(OUT)
+
+sharding-report: OUT ?= runs/sharding/$(TOPOLOGY)
+sharding-report: aot
+	$(AOT_RUN) -m videonsa_jax.sharding.report --config=$(CONFIG) --topology=$(TOPOLOGY) \
+	  --strategy=$(STRATEGY) --phase=$(PHASE) --out=$(OUT)
 
 lint: env
 	$(PY) -m ruff check .
