@@ -126,11 +126,20 @@ def test_block_means(implementation, case):
     _check(_compressed, implementation, _arrays(300, 150, 4, 2), (lo, hi), _between(lo, hi, 150))
 
 
-@pytest.mark.parametrize("queries", [1, 257])
-def test_any_length_of_a_group_of_seven(implementation, queries):
+@pytest.mark.parametrize(("queries", "group"), [(1, 3), (257, 7)])
+def test_any_length_and_group(implementation, queries, group):
     lo, hi = np.zeros(queries, int), np.arange(queries) // 2 + 1
-    arrays = _arrays(queries, queries, 7, 1, width=128, dtype="bfloat16")
+    arrays = _arrays(queries, queries, group, 1, width=128, dtype="bfloat16")
     _check(_compressed, implementation, arrays, (lo, hi), _between(lo, hi, queries))
+
+
+def test_wider_tiles_of_a_tpu(monkeypatch):
+    wide = tpu_sizes.pick("TPU v6 lite")
+    monkeypatch.setattr(tpu_sizes, "pick", lambda _: wide)
+    start, pos = _windows("packed")
+    seen = _between(np.maximum(start, pos + 1 - WINDOW), pos + 1, 350)
+    traced_anew = functools.partial(_window)
+    _check(traced_anew, "mosaic_tpu", _arrays(300, 350, 2, 1), (start, pos), seen)
 
 
 def test_ranges_of_the_vision_tower(implementation):
