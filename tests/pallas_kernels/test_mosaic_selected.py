@@ -10,7 +10,7 @@ import pytest
 from pallas_kernels import BlockSet, mosaic_memory, select_blocks, selected_attention, tpu_sizes
 from pallas_kernels.blocks import pack
 from pallas_kernels.select_blocks.api import SelectRule
-from pallas_kernels.selected_attention import cost, mosaic_tile
+from pallas_kernels.selected_attention import cost, mosaic_tile, part
 from tests import testing
 from tests.pallas_kernels.chosen_blocks import causal, choice, inputs, loops, visible
 from tests.pallas_kernels.simulated_tpu import simulated_tpu
@@ -51,7 +51,30 @@ def test_the_kernels_have_no_races(capfd):
     _check(got, arrays, visible(members, pos, 70, 32))
 
 
-def _shapes(tokens, *, keys=None, blocks=None):
+def test_parts_of_the_keys_join_by_their_lse():
+    *arrays, dout = inputs(70, 192, 4, 2)
+    q, k, v = arrays
+    pos = causal(70, 192)
+    members = choice(pos, 2, 192, 32)
+    settings = {"scale": 64**-0.5} | INTERPRETED
+    forward = jax.jit(functools.partial(part.forward, **settings))
+    backward = jax.jit(functools.partial(part.backward, **settings))
+
+    def of(first):
+        blocks = BlockSet(pack(jnp.asarray(members)), 32).part(first // 32, 3)
+        return (*(x[:, first : first + 96] for x in (k, v)), blocks, pos - first)
+
+    parts = of(0), of(96)
+    outs, lses = zip(*(forward(q, *x) for x in parts), strict=True)
+    lse = jnp.logaddexp(*lses)
+    weights = [jnp.exp(x - jnp.where(jnp.isneginf(lse), 0, lse))[..., None] for x in lses]
+    out = sum(x * y for x, y in zip(weights, outs, strict=True))
+    dq, dk, dv = zip(*(backward((q, *x, out, lse), dout) for x in parts), strict=True)
+    got = out, sum(dq), *(jnp.concatenate(x, axis=1) for x in (dk, dv))
+    _check(got, (*arrays, dout), visible(members, pos, 192, 32))
+
+
+def _shapes(tokens):
     """q, k, words of bits, pos at the sizes of the 7B model."""
     words = -(-tokens // 2048)
     q, k = (jax.ShapeDtypeStruct((1, tokens, n, 128), jnp.bfloat16) for n in (28, 4))
