@@ -151,8 +151,10 @@ class TextDecoder(nnx.Module):
         return self.rules.constrain(x, "batch", seq, None)
 
     def _embedded(self, vision: jax.Array, batch: Batch, seq: Streams) -> Streams:
-        text = self.embed(batch.text_tokens, self.compute.dtype)
-        return Streams(vision, self.rules.constrain_lookup(text, "batch", seq.text))
+        def table(tokens):
+            return self.embed(tokens, self.compute.dtype)
+
+        return Streams(vision, self.rules.lookup(table, batch.text_tokens, "batch", seq.text))
 
     def places(self, batch: Batch, cache: Cache | None) -> Places:
         """Where the batch's tokens are; `cache`, if any, has them entered."""

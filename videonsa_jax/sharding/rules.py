@@ -88,28 +88,29 @@ class Rules:
             return x
         return jax.lax.with_sharding_constraint(x, self.spec(*axes))
 
-    def constrain_lookup(self, x: jax.Array, *axes: str | None) -> jax.Array:
-        """Pins rows [... d] of a table whose columns are split as `embed`.
+    def lookup(self, table: Callable, tokens: jax.Array, *axes: str | None) -> jax.Array:
+        """Rows of a table whose columns are split as `embed`, split as the tokens.
 
         A device looks its columns up for the tokens of all devices with the other columns. Then
-        columns are exchanged for tokens along one axis after the other, and so are the gradients.
-        In one step the partitioner would copy all tokens, or all of the table, to every device.
+        columns are exchanged for tokens along one mesh axis after the other, and so are the
+        gradients. In one step the partitioner would copy all tokens, or the table, to all devices.
 
         Args:
-          x: f[... d].
-          axes: logical axes of all dimensions but the last.
+          table: i32[...] -> f[... d].
+          tokens: i32[...].
+          axes: logical axes of the tokens.
         """
         if jax.sharding.get_abstract_mesh().empty:
-            return x
+            return table(tokens)
         columns, parts = self.names("embed"), [self.names(axis) if axis else () for axis in axes]
-        for done in range(len(parts) + 1):
-            whole = [tuple(name for name in part if name not in columns) for part in parts[done:]]
-            columns_left = [name for name in columns if name not in sum(parts[:done], ())]
-            split = *parts[:done], *whole, tuple(columns_left)
-            x = jax.lax.with_sharding_constraint(
-                x, PartitionSpec(*(part or None for part in split))
-            )
-        return self.constrain(x, *axes, None)
+
+        def split(left):  # `left` still split columns, and not yet tokens
+            return [tuple(name for name in part if name not in left) for part in parts]
+
+        x = table(_pinned(tokens, *split(columns)))
+        for end in range(len(columns), -1, -1):  # the last axis splits neighbouring columns
+            x = _pinned(x, *split(columns[:end]), columns[:end])
+        return x
 
     def shard_op(self, op: Callable, in_axes: Sequence[Any], out_axes: Any) -> Callable:
         """Runs an operation on each device's part, under the mesh of `jax.set_mesh`.
@@ -133,6 +134,11 @@ class Rules:
         return jax.shard_map(
             op, in_specs=specs(tuple(in_axes)), out_specs=specs(out_axes), check_vma=False
         )
+
+
+def _pinned(x: jax.Array, *parts: tuple[str, ...]) -> jax.Array:
+    """Constrains each dimension to be split over some mesh axes."""
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(*(part or None for part in parts)))
 
 
 def _names(axes: MeshAxes) -> tuple[str, ...]:

@@ -3,17 +3,12 @@
 import functools
 
 import jax
-import numpy as np
 import pytest
-from flax import traverse_util
 
 from tests import synthetic
-from videonsa_jax import state as state_lib
-from videonsa_jax.config import MeshConfig
-from videonsa_jax.optimizer import Optimizer
-from videonsa_jax.sharding import rules, shard
-from videonsa_jax.sharding.mesh import make_mesh
-from videonsa_jax.step import gradients
+from tests.gradient_program import GradientProgram, assert_equal
+from videonsa_jax.config import ComputeConfig, MeshConfig
+from videonsa_jax.sharding import rules
 
 MESHES = {
     "dp": MeshConfig(data=8),
@@ -26,39 +21,86 @@ MESHES = {
 }
 
 
-def loss_and_gradients(mesh_cfg: MeshConfig, preset: str, devices=None):
-    cfg = synthetic.run_config(mesh=mesh_cfg, sharding=rules.PRESETS[preset])
-    mesh = make_mesh(mesh_cfg, devices)
-    optimizer = Optimizer(cfg.optim, steps=1)
-    with jax.set_mesh(mesh):
-        graphdef, layouts = state_lib.abstract_model(cfg, mesh)
-        abstract = state_lib.abstract_state(layouts, optimizer, mesh)
-        state = state_lib.initial_state(cfg, optimizer, abstract)
-        trained, frozen = optimizer.split(state.params)
-        whole = shard.replicated(mesh)
-        places = {path: x.sharding for path, x in trained.items()}
-        jitted = jax.jit(
-            functools.partial(gradients, graphdef, optimizer),
-            out_shardings=(whole, whole, places),
-            compiler_options=synthetic.FAST_COMPILE,
-        )
-        batch = shard.global_batch(synthetic.batch(0), synthetic.FRAME_PATCHES, cfg.sharding, mesh)
-        loss, _, grads = jitted(trained, frozen, batch)
-    wanted = traverse_util.flatten_dict(abstract.params, sep="/")
-    assert all(x.sharding == wanted[path].sharding for path, x in grads.items())
-    return jax.device_get((loss, grads))
+LEAST = 20_000  # bytes of an exchange that is written down
+# What a device receives in one step, by kind and mesh axes: how often, and bytes, at most.
+EXCHANGES = {
+    "dp": {("all-reduce", "data"): (6, 8_808_317)},
+    "fsdp": {
+        ("all-gather", "fsdp"): (63, 4_824_064),
+        ("all-reduce", "fsdp"): (6, 7_890_813),
+    },
+    "hsdp": {
+        ("all-gather", "fsdp"): (63, 4_134_720),
+        ("all-reduce", "fsdp"): (5, 6_718_464),
+        ("all-reduce", "dcn"): (5, 1_250_816),
+        ("all-reduce", "dcn+fsdp"): (6, 52_605),
+    },
+    "tp": {
+        ("all-reduce", "data"): (6, 4_006_362),
+        ("all-reduce", "tensor"): (28, 1_579_648),
+    },
+    "fsdp_tp": {
+        ("all-gather", "fsdp"): (69, 1_565_568),
+        ("all-gather", "tensor"): (7, 154_032),
+        ("all-reduce", "data"): (6, 1_175_552),
+        ("all-reduce", "data+fsdp"): (6, 253_914),
+        ("all-reduce", "fsdp"): (5, 2_088_960),
+        ("all-reduce", "tensor"): (29, 1_579_648),
+        ("collective-permute", "fsdp+tensor"): (3, 301_184),
+    },
+    "fsdp_cp": {
+        ("all-gather", "fsdp+context"): (62, 4_823_616),
+        ("all-reduce", "fsdp+context"): (5, 7_838_208),
+        ("all-reduce", "fsdp"): (6, 45_090),
+        ("all-reduce", "context"): (6, 30_060),
+        ("all-gather", "context"): (15, 51_584),
+        ("reduce-scatter", "context"): (12, 51_200),
+        ("collective-permute", "context"): (28, 638_976),
+    },
+    "fsdp_tp_cp": {
+        ("all-gather", "fsdp+context"): (69, 2_623_104),
+        ("all-reduce", "fsdp+context"): (5, 3_585_024),
+        ("all-reduce", "tensor"): (28, 1_579_648),
+        ("collective-permute", "context"): (60, 897_024),
+    },
+}
 
 
 @functools.cache
-def on_one_device():
-    return loss_and_gradients(MeshConfig(), "dp", jax.devices()[:1])
+def program(preset: str, mesh: MeshConfig, devices: int = 8) -> GradientProgram:
+    mode = "ring" if preset == "fsdp_tp_cp" else "gather"
+    cfg = synthetic.run_config(
+        mesh=mesh,
+        sharding=rules.PRESETS[preset],
+        compute=ComputeConfig(dtype="float32", remat="none", cp_mode=mode),
+    )
+    return GradientProgram(cfg, synthetic.batch(0), devices=jax.devices()[:devices])
 
 
 @pytest.mark.parametrize("preset", sorted(rules.PRESETS))
 def test_loss_and_gradients_equal_those_of_one_device(preset):
-    want_loss, want_grads = on_one_device()
-    loss, grads = loss_and_gradients(MESHES[preset], preset)
-    np.testing.assert_allclose(loss, want_loss, rtol=1e-5)
-    for path, want in want_grads.items():
-        error = np.abs(grads[path] - want).max()
-        assert error <= 1e-5 * np.abs(want).max() + 1e-8, f"{path}: {error}"
+    assert_equal(program(preset, MESHES[preset]), program("dp", MeshConfig(), 1))
+
+
+@pytest.mark.parametrize("preset", sorted(rules.PRESETS))
+def test_devices_exchange_no_more_than_is_written_down(preset):
+    """Parameters are gathered by layers, keys as context parallelism says, and nothing else."""
+    for found in program(preset, MESHES[preset]).exchanges():
+        count, size = EXCHANGES[preset].get((found.kind, found.axis), (found.count, LEAST))
+        assert found.count <= count, found
+        assert found.bytes <= size, found
+
+
+def test_no_device_holds_whole_rows():
+    """Two rows a device, shared by two: half of the pixels, the embedded text and the logits."""
+    rows, slots, patches = 2, synthetic.BUCKET.text_tokens, 4 * synthetic.BUCKET.vision_tokens
+    elements = synthetic.MODEL.vision.patch_elements
+    vocabulary, width = synthetic.MODEL.text.vocab_size, synthetic.MODEL.text.d_model
+    found = program("fsdp_cp", MESHES["fsdp_cp"]).text.in_memory()
+    assert f"f32[{rows},{patches // 2},{elements}]" in found
+    assert f"f32[{rows},1,{slots // 2},{vocabulary}]" in found
+    whole = {f"f32[{n},{patches},{elements}]" for n in (rows, synthetic.ROWS)}
+    whole |= {f"f32[{n * patches},{elements}]" for n in (rows, synthetic.ROWS)}
+    whole |= {f"f32[{n},{slots},{vocabulary}]" for n in (rows, synthetic.ROWS)}
+    whole |= {f"f32[{rows * slots},{vocabulary}]", f"f32[{synthetic.ROWS},{slots},{width}]"}
+    assert not whole & found
