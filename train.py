@@ -5,6 +5,7 @@ python train.py --config=configs/X.py[:variant] --workdir=DIR [--config.section.
 """
 
 import contextlib
+import dataclasses
 import pathlib
 import sys
 from collections.abc import Iterator, Sequence
@@ -13,7 +14,7 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 from absl import app, flags, logging
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, Mesh, NamedSharding
 
 from videonsa_jax import checkpoint, metrics, parse, preemption, processes, profiling
 from videonsa_jax import state as state_lib
@@ -22,8 +23,8 @@ from videonsa_jax.errors import UserError
 from videonsa_jax.optimizer import Optimizer, is_adapter
 from videonsa_jax.parse import RunConfig
 from videonsa_jax.preemption import Preempted
+from videonsa_jax.sharding import estimate, programs, shard
 from videonsa_jax.sharding import mesh as meshes
-from videonsa_jax.sharding import shard
 from videonsa_jax.state import TrainState
 from videonsa_jax.step import CompiledStep
 
@@ -72,11 +73,44 @@ def exit_codes() -> Iterator[None]:
 
 
 def describe(cfg: RunConfig) -> str:
-    """The resolved config, the mesh, and every parameter's place on it; needs no devices."""
+    """The resolved config, the mesh, every parameter's place on it, and the memory of a step.
+
+    Needs no devices.
+
+    Raises:
+      UserError: the mesh does not fit the model or the rows of a step.
+    """
     mesh = meshes.abstract_mesh(cfg.mesh)
     fields = [f"{name} = {value!r}" for name, value in parse.flatten(cfg).items()]
     _, layouts = state_lib.abstract_model(cfg, mesh)
-    return "\n".join([*fields, "", f"mesh {dict(mesh.shape)}", "", shard.describe_layouts(layouts)])
+    return "\n".join(
+        [
+            *fields,
+            "",
+            f"mesh {dict(mesh.shape)}",
+            "",
+            shard.describe_layouts(layouts),
+            "",
+            *_describe_memory(cfg, mesh),
+        ]
+    )
+
+
+def _describe_memory(cfg: RunConfig, mesh: AbstractMesh) -> Iterator[str]:
+    vision, text = max(cfg.data.buckets, key=sum)
+    split = NamedSharding(mesh, cfg.sharding.spec("batch", "seq"))
+    for slots in (vision, text):
+        shard.check_split("config.data.batch", cfg.data.batch, slots, split)
+    shape = programs.RowShape(cfg.data.batch, vision, text)
+    kinds = dataclasses.asdict(estimate.kinds_of_memory(cfg, mesh, shape, "train"))
+    yield f"memory of one device, GiB, with {cfg.data.batch} rows of {vision} + {text} slots"
+    for kind, size in kinds.items():
+        yield f"{kind:<12} {size / 2**30:9.2f}"
+    yield f"{'known so far':<12} {sum(kinds.values()) / 2**30:9.2f}"
+    yield (
+        "What the compiler needs besides, it says itself, for devices that need not be there: "
+        "make sharding-report (docs/training.md)"
+    )
 
 
 def run(

@@ -25,7 +25,7 @@ from ml_collections import ConfigDict
 def get_config():
     return ConfigDict(dict(
         model="tiny",
-        data=dict(source=("none.jsonl",), tokenizer="none"),
+        data=dict(source=("none.jsonl",), tokenizer="none", batch=64),
         train=dict(steps=4),
         mesh=dict(fsdp=64),
     ))
@@ -160,7 +160,12 @@ def test_dry_run_prints_config_mesh_and_parameters_without_the_devices(tmp_path)
     assert "optim.lr = 0.5" in done.stdout
     assert "mesh {'dcn': 1, 'data': 1, 'fsdp': 64, 'tensor': 1, 'context': 1}" in done.stdout
     assert "text/layers/attn/q/kernel" in done.stdout
-    assert "total" in done.stdout.splitlines()[-1]
+    lines = dict(line.rsplit(maxsplit=1) for line in done.stdout.splitlines() if line)
+    # AdamW keeps two numbers per parameter, and two copies of a step counter.
+    parameters, optimizer = float(lines["parameters"]), float(lines["optimizer"])
+    assert abs(optimizer - 2 * parameters) < 0.01
+    assert float(lines["activations"]) > 0
+    assert "memory of one device, GiB, with 64 rows of 16384 + 2048" in lines
 
 
 @pytest.mark.parametrize(
@@ -170,9 +175,13 @@ def test_dry_run_prints_config_mesh_and_parameters_without_the_devices(tmp_path)
             ["--config.train.stpes=4", "--dry_run"],
             "unknown field config.train.stpes; did you mean config.train.steps",
         ),
+        "rows": (
+            ["--config.data.batch=8", "--dry_run"],
+            "config.data.batch: 8 rows a step of 16384 slots cannot be split over {'dcn': 1,",
+        ),
         "workdir": ([], "--workdir is not set; it is the folder that the run writes to"),
     }.values(),
-    ids=["field", "workdir"],
+    ids=["field", "rows", "workdir"],
 )
 def test_a_wrong_command_is_one_line(tmp_path, args, message):
     done = command(tmp_path, *args)

@@ -156,19 +156,27 @@ def global_batch(
         check_processes(rules, mesh)
     sharding = NamedSharding(mesh, rules.spec("batch", "seq"))
     for name, value in arrays.items():
-        shape = len(value) * jax.process_count(), *value.shape[1:]
-        try:
-            sharding.shard_shape(shape)
-        except ValueError as error:
-            raise UserError(
-                f"{name}: {shape[0]} rows a step of {shape[1]} slots cannot be split over "
-                f"{dict(mesh.shape)}; change the rows, the slots or the mesh"
-            ) from error
+        check_split(name, len(value) * jax.process_count(), value.shape[1], sharding)
     placed = {
         name: jax.make_array_from_process_local_data(sharding, value)
         for name, value in arrays.items()
     }
     return Batch(**placed, frame_patches=frame_patches)
+
+
+def check_split(name: str, rows: int, slots: int, sharding: NamedSharding) -> None:
+    """That arrays [b s ...] can be split so.
+
+    Raises:
+      UserError: they cannot.
+    """
+    try:
+        sharding.shard_shape((rows, slots))
+    except ValueError as error:
+        raise UserError(
+            f"{name}: {rows} rows a step of {slots} slots cannot be split over "
+            f"{dict(sharding.mesh.shape)}; change the rows, the slots or the mesh"
+        ) from error
 
 
 def describe_layouts(layouts: Iterable[ParamLayout]) -> str:
