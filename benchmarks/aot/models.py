@@ -14,14 +14,19 @@ from videonsa_jax.sharding.topology import Topology, parse_topology
 
 CONFIG = pathlib.Path(__file__).parents[2] / "configs" / "videonsa_7b_sft.py"
 TEXT_TOKENS, NEW_TOKENS = 2048, 128
-# Target -> topology of the phase, and what of the config it needs.
 PREFILL = {"h100": "h100:1", "v5e": "v5e:16x16", "v5p": "v5p:4x4x4", "v6e": "v6e:16x16"}
 TRAIN = PREFILL | {"h100": "h100:8"}
 VISION_TOKENS = {  # of a row
     "prefill": {"h100": 131_072, "v5e": 36_864, "v5p": 36_864, "v6e": 36_864},
-    "train": {"h100": 36_864, "v5e": 36_864, "v5p": 36_864, "v6e": 36_864},
+    "train": dict.fromkeys(TRAIN, 36_864),
 }
-OVERRIDES: dict[str, tuple[str, ...]] = {"h100": (), "v5e": (), "v5p": (), "v6e": ()}
+# What of the config differs. A row of 36,864 tokens is too much for one v5e or v6e: some share it.
+OVERRIDES: dict[str, tuple[str, ...]] = {
+    "h100": (),
+    "v5e": ("sharding=fsdp_cp", "mesh.context=8"),
+    "v5p": (),
+    "v6e": ("sharding=fsdp_cp", "mesh.context=4"),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,14 +64,9 @@ def shipped(target: str, implementation: str, phase: str, vision_tokens: int) ->
     """One row of `vision_tokens` at a time on each group of devices that shares a row."""
     topology = parse_topology({"train": TRAIN, "prefill": PREFILL}[phase][target])
     overrides = OVERRIDES[target]
-    rows = parse(load_config(str(CONFIG)), overrides).mesh
-    split = rows.tensor * rows.context
-    overrides += (
-        f"mesh.fsdp={topology.size // split}",
-        f"compute.implementation={implementation}",
-    )
+    mesh = parse(load_config(str(CONFIG)), overrides).mesh
+    groups = topology.size // (mesh.tensor * mesh.context)
+    overrides += (f"mesh.fsdp={groups}", f"compute.implementation={implementation}")
     cfg = parse(load_config(str(CONFIG)), overrides)
-    rows = topology.size // split
-    if phase == "train":
-        rows *= cfg.optim.accumulation
+    rows = groups * (cfg.optim.accumulation if phase == "train" else 1)
     return Program(phase, topology, cfg, RowShape(rows, vision_tokens, TEXT_TOKENS))

@@ -109,7 +109,9 @@ class Topology:
                 topology=f"1x1x{self.size}",
             )
             return list(described.devices)
-        # What libtpu asks the cloud for, and complains about where there is none.
+        # Nothing runs, so other processes may load libtpu too. The others are what libtpu asks the
+        # cloud for, and complains about where there is none.
+        os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
         os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
         os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-4")
         os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
