@@ -1,4 +1,4 @@
-"""The kernels compile for an H100 that is not there; broken limits are seen.
+"""The kernels compile for GPUs and TPUs that are not there; broken limits are seen.
 
 The long tests use the environment that `make aot` makes, and skip where it cannot be made.
 """
@@ -45,12 +45,15 @@ def aot():
     return AOT_PYTHON
 
 
-def test_without_the_packages_it_says_so_and_exits_with_3(tmp_path):
+@pytest.mark.parametrize(("target", "lost"), [("h100", "jax-cuda13-plugin"), ("v5e", "libtpu")])
+def test_without_the_packages_it_says_so_and_exits_with_3(tmp_path, target, lost):
     out = tmp_path / "report.json"
-    done = run(sys.executable, "-m", "benchmarks.compile_check", "--target=h100", f"--out={out}")
+    done = run(
+        sys.executable, "-m", "benchmarks.compile_check", f"--target={target}", f"--out={out}"
+    )
     assert done.returncode == 3, done.stderr
     (line,) = done.stderr.strip().splitlines()
-    assert "cannot compile for h100 here: jax-cuda13-plugin" in line
+    assert f"cannot compile for {target} here: {lost}" in line
     assert not out.exists()
 
 
@@ -87,6 +90,25 @@ def test_every_kernel_and_the_whole_model_keep_the_limits(aot, tmp_path):
     assert train["output_bytes"] < 2**20  # the metrics: the new state takes the old one's place
     assert 12 * 2**30 < train["argument_bytes"] < train["total_bytes"] < 0.9 * 80e9
     assert train["score_arrays"] == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", ["v5e", "v5p", "v6e"])
+def test_every_tpu_kernel_keeps_the_limits(aot, tmp_path, target):
+    out = tmp_path / "report.json"
+    options = (f"--target={target}", "--tokens=1024", "--prefill=0", "--train=0", f"--out={out}")
+    done = run(aot, "-m", "benchmarks.compile_check", *options)
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = {row["name"]: row for row in json.loads(out.read_text())["kernels"]}
+    for name, phase in {
+        "nsa_attention/select_blocks": "forward",
+        "nsa_attention/selected_attention_fwd": "forward",
+        "nsa_attention/selected_attention_bwd": "backward",
+        "window_attention/window_attention_bwd_dkv": "backward",
+    }.items():
+        assert rows[name]["phase"] == phase
+        assert 0 < rows[name]["vmem_bytes"] < 64 * 2**20
+        assert rows[name]["registers"] is None
 
 
 @pytest.mark.slow
