@@ -1,5 +1,6 @@
 """Keys that are split between devices give what one device with all keys gives."""
 
+import dataclasses
 import functools
 
 import jax
@@ -22,45 +23,63 @@ from pallas_kernels import (
 from tests import testing
 from videonsa_jax.sharding.hlo import Program
 
-ROWS, SPARSE, TEXT, HEADS, KV_HEADS, WIDTH = 2, 256, 48, 4, 2, 16
+ROWS, HEADS, KV_HEADS = 2, 4, 2
 FAST_COMPILE = {"xla_backend_optimization_level": 0}
 NAMES = ("dq", "dk", "dv", "dgates", "dq_dense", "dk_dense", "dv_dense")
 
 
-def _segments():
-    """Row 0 packs two sequences and ends in padding; row 1 is one, of odd length."""
-    ids = np.zeros((ROWS, SPARSE), np.int32)
-    ids[0, 100:112], ids[0, 112:], ids[0, 230:], ids[1, 251:] = -1, 1, -1, -1
-    return jnp.asarray(ids)
+@dataclasses.dataclass(frozen=True)
+class Shapes:
+    """Of the sparse stream and of the dense queries, and where sequences begin and end."""
+
+    sparse: int
+    dense: int
+    width: int
+    block: int
+    first_end: int  # row 0: the first sequence,
+    second: int  # then padding, the second one
+    second_end: int  # and padding
+    end: int  # row 1: one sequence of odd length
+
+    def segments(self):
+        """i32[b t]."""
+        ids = np.zeros((ROWS, self.sparse), np.int32)
+        ids[0, self.first_end :], ids[0, self.second :], ids[0, self.second_end :] = -1, 1, -1
+        ids[1, self.end :] = -1
+        return ids
+
+    def places(self):
+        """Order of the sparse stream, order and start of the dense queries: i32[b .]."""
+        order = np.where(self.segments() >= 0, np.arange(self.sparse, dtype=np.int32) + 10, -1)
+        dense = np.arange(self.dense, dtype=np.int32) * (self.sparse // self.dense + 1)
+        dense, begin = np.tile(dense, (ROWS, 1)), self.second + 10
+        start = np.where((dense > begin) & (np.arange(ROWS) == 0)[:, None], begin, 0)
+        return order, dense, start.astype(np.int32)
 
 
-def _dense_places():
-    """order of the sparse stream, order and start of the dense queries: i32[b .]."""
-    segments = _segments()
-    order = jnp.where(segments >= 0, jnp.arange(SPARSE) + 10, -1)
-    dense = jnp.broadcast_to(jnp.arange(TEXT, dtype=jnp.int32) * 6, (ROWS, TEXT))
-    start = jnp.where((dense > 122) & (jnp.arange(ROWS) == 0)[:, None], 122, 0)
-    return order, dense, start
+MANY = Shapes(256, 48, 16, 16, first_end=100, second=112, second_end=230, end=251)
+FOR_KERNELS = Shapes(128, 16, 64, 32, first_end=50, second=64, second_end=120, end=123)
 
 
 @functools.cache
-def _inputs():
+def _inputs(shapes):
     rng = np.random.default_rng(0)
 
     def normal(*shape):
         return rng.standard_normal((ROWS, *shape), np.float32)
 
     def heads(tokens):
-        return [normal(tokens, n, WIDTH) for n in (HEADS, KV_HEADS, KV_HEADS)]
+        return [normal(tokens, n, shapes.width) for n in (HEADS, KV_HEADS, KV_HEADS)]
 
-    gates = 1 / (1 + np.exp(-normal(SPARSE, HEADS, 3)))
-    arrays = (*heads(SPARSE), gates, *heads(TEXT))
-    return arrays, (normal(SPARSE, HEADS, WIDTH), normal(TEXT, HEADS, WIDTH))
+    gates = 1 / (1 + np.exp(-normal(shapes.sparse, HEADS, 3)))
+    arrays = (*heads(shapes.sparse), gates, *heads(shapes.dense))
+    return arrays, [normal(count, HEADS, shapes.width) for count in (shapes.sparse, shapes.dense)]
 
 
-def _on_one_device(spec, q, k, v, gates, dense_q, dense_k, dense_v):
-    order, dense_order, start = _dense_places()
-    sparse = nsa_attention(q, k, v, gates, spec=spec, segment_ids=_segments(), implementation="xla")
+def _on_one_device(shapes, spec, q, k, v, gates, dense_q, dense_k, dense_v):
+    order, dense_order, start = shapes.places()
+    segments = shapes.segments()
+    sparse = nsa_attention(q, k, v, gates, spec=spec, segment_ids=segments, implementation="xla")
     dense = dense_attention(
         dense_q,
         *(jnp.concatenate(x, axis=1) for x in ((k, dense_k), (v, dense_v))),
@@ -75,7 +94,6 @@ def _on_one_device(spec, q, k, v, gates, dense_q, dense_k, dense_v):
 def _on_devices(spec, size, mode, implementation="xla", **flags):
     """The same and the selected blocks, under a mesh; of the arrays and then of places."""
     axis = DeviceAxis(("context",), size)
-    settings = sharded.Settings(axis, WIDTH**-0.5, implementation, **flags)
 
     def part(q, k, v, gates, dense_q, dense_k, dense_v, start, query_pos, segments, *key_pos):
         sparse = nsa_shard_branches(
@@ -93,6 +111,7 @@ def _on_devices(spec, size, mode, implementation="xla", **flags):
             sharded.Dense(start, query_pos, key_pos),
         )
         streams = (k, v), (dense_k, dense_v)
+        settings = sharded.Settings(axis, q.shape[-1] ** -0.5, implementation, **flags)
         selected, dense = sharded.attend(
             (q, dense_q), streams, readers, settings=settings, mode=mode
         )
@@ -128,22 +147,24 @@ def _value_and_grads(run, arrays, douts):
 
 
 @functools.cache
-def _wanted(spec):
+def _wanted(shapes, spec):
+    segments = shapes.segments()
+
     def run(q, k, *others):
-        bits = nsa_blocks(q, k, spec=spec, segment_ids=_segments(), implementation="xla").bits
-        return *_on_one_device(spec, q, k, *others), bits
+        bits = nsa_blocks(q, k, spec=spec, segment_ids=segments, implementation="xla").bits
+        return *_on_one_device(shapes, spec, q, k, *others), bits
 
-    return _value_and_grads(run, *_inputs())
+    return _value_and_grads(run, *_inputs(shapes))
 
 
-def _check(context, tensor, mode, window, **how):
-    spec = NSASpec(block_size=16, block_count=3, window_size=window)
-    order, dense_order, start = _dense_places()
-    places = start, dense_order, _segments(), order, dense_order
+def _check(context, tensor, mode, window, *, shapes=MANY, **how):
+    spec = NSASpec(block_size=shapes.block, block_count=3, window_size=window)
+    order, dense_order, start = shapes.places()
+    places = start, dense_order, shapes.segments(), order, dense_order
     with jax.set_mesh(_mesh(context, tensor)):
         run = _on_devices(spec, context, mode, **how)
-        got = _value_and_grads(lambda *arrays: run(*arrays, *places), *_inputs())
-    want = _wanted(spec)
+        got = _value_and_grads(lambda *arrays: run(*arrays, *places), *_inputs(shapes))
+    want = _wanted(shapes, spec)
     np.testing.assert_array_equal(got[2], want[2])
     for name, ours, theirs in zip(("sparse", "dense"), got[0], want[0], strict=True):
         testing.assert_close(name, ours, theirs)
@@ -162,6 +183,14 @@ def test_eight_devices_equal_one(mode):
 @pytest.mark.parametrize(("context", "tensor"), [(2, 1), (2, 2), (4, 1), (4, 2)])
 def test_devices_equal_one(context, tensor, mode):
     _check(context, tensor, mode, window=20)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["gather", "ring"])
+@pytest.mark.parametrize("implementation", ["triton", "mosaic_tpu"])
+def test_kernels_equal_one_device(implementation, mode):
+    how = {"implementation": implementation, "interpret": True}
+    _check(2, 1, mode, window=40, shapes=FOR_KERNELS, **how)
 
 
 def test_blocks_of_a_part_are_those_of_the_whole():
@@ -196,16 +225,17 @@ def test_a_part_is_extended_by_what_stands_next_to_it(before, after):
 @pytest.mark.parametrize("context", [*(pytest.param(n, marks=pytest.mark.slow) for n in (2, 4)), 8])
 def test_a_device_receives_the_keys_once_and_little_else(context, mode):
     """Weak scaling: per device as many keys as ever, so bytes grow with the number of devices."""
-    tokens, dense, spec = 64, 16, NSASpec(block_size=16, block_count=3, window_size=20)
-    row = ROWS * KV_HEADS * WIDTH * 4 * 2  # bytes of a key and a value
+    tokens, dense, width = 64, 16, 16
+    spec = NSASpec(block_size=16, block_count=3, window_size=20)
+    row = ROWS * KV_HEADS * width * 4 * 2  # bytes of a key and a value
     shapes = [
         jax.ShapeDtypeStruct((ROWS, count * context, *dims), dtype)
         for count, *dims, dtype in (
-            (tokens, HEADS, WIDTH, jnp.float32),
-            *((tokens, KV_HEADS, WIDTH, jnp.float32),) * 2,
+            (tokens, HEADS, width, jnp.float32),
+            *((tokens, KV_HEADS, width, jnp.float32),) * 2,
             (tokens, HEADS, 3, jnp.float32),
-            (dense, HEADS, WIDTH, jnp.float32),
-            *((dense, KV_HEADS, WIDTH, jnp.float32),) * 2,
+            (dense, HEADS, width, jnp.float32),
+            *((dense, KV_HEADS, width, jnp.float32),) * 2,
             (dense, jnp.int32),
             (dense, jnp.int32),
             (tokens, jnp.int32),
