@@ -71,13 +71,16 @@ def _set_bits(words, most):
     ones = jax.lax.population_count(words).astype(jnp.int32)
     ends = jnp.cumsum(ones, axis=-1)
     slot = jnp.arange(most, dtype=jnp.int32)[:, None]
-    begin, end, words = (x[..., None, :] for x in (ends - ones, ends, words))
-    # By sums over all words, not by a gather: TPUs gather one element after the other.
-    before = end <= slot
-    word = before.sum(-1, dtype=jnp.int32)
-    here = (begin <= slot) & ~before
-    value = jnp.where(here, words, 0).sum(-1, dtype=jnp.uint32)
-    rank = jnp.where(here, slot - begin, 0).sum(-1, dtype=jnp.int32)
+    # By sums over the words before a slot's, not by a gather: TPUs gather one element after the
+    # other. All in one reduction: several would keep what they share in memory, slots x words.
+    before = ends[..., None, :] <= slot
+    steps = jnp.roll(words, -1, axis=-1) - words  # modulo 2**32: their sum is exact
+    terms = [jnp.where(before, x[..., None, :], 0) for x in (jnp.ones_like(ones), ones, steps)]
+    zeros = [jnp.zeros((), x.dtype) for x in terms]
+    word, begin, value = jax.lax.reduce(
+        terms, zeros, lambda x, y: jax.tree.map(jnp.add, x, y), (before.ndim - 1,)
+    )
+    value, rank = words[..., :1] + value, slot[:, 0] - begin
     return word * WORD + _position(value, rank), ends[..., -1]
 
 
