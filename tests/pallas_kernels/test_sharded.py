@@ -193,6 +193,26 @@ def test_kernels_equal_one_device(implementation, mode):
     _check(2, 1, mode, window=40, shapes=FOR_KERNELS, **how)
 
 
+@pytest.mark.parametrize(
+    ("tokens", "segments", "message"),
+    [
+        (24, 48, "x has 24 tokens, not a multiple of block=16"),
+        (32, 32, r"segment_ids must be \(2, 64\) for 2 parts of 32, got \(2, 32\)"),
+    ],
+)
+def test_a_part_that_splits_a_block_is_rejected(tokens, segments, message):
+    run = functools.partial(
+        nsa_shard_branches,
+        spec=NSASpec(block_size=16, block_count=3, window_size=20),
+        axis=DeviceAxis(("context",), 2),
+        segment_ids=jnp.zeros((ROWS, segments), jnp.int32),
+    )
+    spec = PartitionSpec(None, "context")
+    x = jax.ShapeDtypeStruct((ROWS, 2 * tokens, KV_HEADS, 16), jnp.float32)
+    with jax.set_mesh(_mesh(2)), pytest.raises(ValueError, match=message):
+        jax.eval_shape(jax.shard_map(run, in_specs=spec, out_specs=spec, check_vma=False), x, x, x)
+
+
 def test_blocks_of_a_part_are_those_of_the_whole():
     rng = np.random.default_rng(1)
     members = rng.random((2, 3, 2, 150)) < 0.3
