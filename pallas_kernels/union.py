@@ -70,17 +70,21 @@ def _set_bits(words, most):
     """
     ones = jax.lax.population_count(words).astype(jnp.int32)
     ends = jnp.cumsum(ones, axis=-1)
-    slot = jnp.arange(most, dtype=jnp.int32)[:, None]
-    # By sums over the words before a slot's, not by a gather: TPUs gather one element after the
-    # other. All in one reduction: several would keep what they share in memory, slots x words.
-    before = ends[..., None, :] <= slot
+    slot = jnp.arange(most, dtype=jnp.int32)
     steps = jnp.roll(words, -1, axis=-1) - words  # modulo 2**32: their sum is exact
-    terms = [jnp.where(before, x[..., None, :], 0) for x in (jnp.ones_like(ones), ones, steps)]
-    zeros = [jnp.zeros((), x.dtype) for x in terms]
-    word, begin, value = jax.lax.reduce(
-        terms, zeros, lambda x, y: jax.tree.map(jnp.add, x, y), (before.ndim - 1,)
-    )
-    value, rank = words[..., :1] + value, slot[:, 0] - begin
+
+    # By sums over the words before a slot's, not by a gather: TPUs gather one element after the
+    # other. Word by word: an array of slots x words would be as large as all scores.
+    def add(i, sums):
+        before = ends[..., i, None] <= slot
+        terms = jnp.int32(1), ones[..., i, None], steps[..., i, None]
+        return tuple(x + jnp.where(before, term, 0) for x, term in zip(sums, terms, strict=True))
+
+    shape = (*words.shape[:-1], most)
+    zeros = tuple(jnp.zeros(shape, dtype) for dtype in (jnp.int32, jnp.int32, jnp.uint32))
+    count = words.shape[-1]
+    word, begin, value = jax.lax.fori_loop(0, count, add, zeros, unroll=min(count, WORD))
+    value, rank = words[..., :1] + value, slot - begin
     return word * WORD + _position(value, rank), ends[..., -1]
 
 
