@@ -57,8 +57,11 @@ $(AOT_INSTALLED): $(INSTALLED)
 demo: env
 	$(PY) -m examples.demo --workdir=runs/demo
 
+# What is compiled for one small run is compiled quickly; `test-slow` compiles as users do.
+QUICKLY = --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true
+
 test: env
-	$(TEST) -m 'not slow'
+	XLA_FLAGS="$$XLA_FLAGS $(QUICKLY)" $(TEST) -m 'not slow'
 
 test-slow: env
 	$(MAKE) aot || true  # tests that compile for other devices skip without it

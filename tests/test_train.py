@@ -149,6 +149,7 @@ def test_a_run_that_is_asked_to_stop_saves_and_goes_on_later(tmp_path):
     assert_same_bits(run(tmp_path / "stopped"), want)
 
 
+@pytest.mark.slow
 def test_a_window_of_steps_is_profiled(tmp_path):
     run(tmp_path, profile=(2, 3))
     assert list((tmp_path / profiling.FOLDER).rglob("*.xplane.pb"))

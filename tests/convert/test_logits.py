@@ -79,6 +79,7 @@ def test_logits_are_those_of_the_model(folder, params, arrays, tmp_path, attenti
     assert got[~silent].any(axis=-1).all()
 
 
+@pytest.mark.slow
 def test_every_mode_of_the_config_is_offered(folder, tmp_path):
     prompt = small_models.inputs([[2, Vision((1, 4, 4)), 3]], CFG, padding="left", seed=0)
     got = {mode: _written(folder, tmp_path, prompt, f"--attention={mode}") for mode in MODES}

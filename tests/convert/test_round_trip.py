@@ -157,7 +157,11 @@ def _logits(folder, arrays) -> np.ndarray:
         return model.eval()(**huggingface.torch_inputs(arrays)).logits.numpy()
 
 
-@pytest.mark.parametrize("trip", ["3b", "7b", "32b", "72b", "7b_gates"], indirect=True)
+@pytest.mark.parametrize(
+    "trip",
+    ["3b", "7b_gates", *(pytest.param(x, marks=pytest.mark.slow) for x in ("7b", "32b", "72b"))],
+    indirect=True,
+)
 def test_logits_are_the_same(trip, tmp_path):
     arrays = small_models.inputs(PROMPTS, trip.cfg, padding="left", seed=1)
     before, after = (_logits(trip.folder / name, arrays) for name in ("source", "export"))

@@ -215,6 +215,7 @@ def test_each_switch_changes_the_output(switch):
     assert np.abs(got - layer.run(in_vision).out).max() > 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("switches", [["text_as_zeros"], ["absolute_blocks"]])
 def test_padding_changes_nothing(switches):
     layer = without(random_layer(77, 4, 2, (8, 3, 12), seed=4), *switches)

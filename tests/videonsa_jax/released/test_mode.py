@@ -86,6 +86,7 @@ def test_text_beside_a_video_is_stock_qwen():
     assert_close("logits", got, want)
 
 
+@pytest.mark.slow
 def test_padding_and_neighbours_change_nothing():
     samples = prompts_of(RELEASED, PROMPT, [3, Vision((2, 4, 8), seconds=2.0), 9])
     together = logits_of(RELEASED, samples, spare=7)
@@ -105,6 +106,7 @@ def test_decoding_is_dense_over_the_cache():
     )
 
 
+@pytest.mark.slow
 def test_every_parameter_is_trained():
     params = small_models.random_params(RELEASED, seed=0)
     graphdef, _ = small_models.abstract_params(RELEASED)

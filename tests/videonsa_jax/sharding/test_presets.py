@@ -77,7 +77,14 @@ def program(preset: str, mesh: MeshConfig, devices: int = 8) -> GradientProgram:
     return GradientProgram(cfg, synthetic.batch(0), devices=jax.devices()[:devices])
 
 
-@pytest.mark.parametrize("preset", sorted(rules.PRESETS))
+@pytest.mark.parametrize(
+    "preset",
+    [
+        # Every preset with `make test-slow`; always the one that splits all there is.
+        name if name == "fsdp_tp_cp" else pytest.param(name, marks=pytest.mark.slow)
+        for name in sorted(rules.PRESETS)
+    ],
+)
 def test_loss_and_gradients_equal_those_of_one_device(preset):
     assert_equal(program(preset, MESHES[preset]), program("dp", MeshConfig(), 1))
 
