@@ -66,7 +66,7 @@ def test_every_kernel_and_the_whole_model_keep_the_limits(aot, tmp_path):
         "benchmarks.compile_check",
         "--target=h100",
         "--tokens=1024",
-        "--prefill=1024",
+        "--prefill=36864",  # at a few blocks their number is that of other things, heads for one
         "--train=36864",
         f"--out={out}",
     )
