@@ -74,7 +74,7 @@ def backward(residuals, dout, scale, tiles):
     """
     q, k, v, sight, out, lse = residuals
     cut = Cut(q.shape, k.shape, tiles)
-    delta = (dout.astype(jnp.float32) * out.astype(jnp.float32)).sum(-1)
+    delta = tile_math.row_products(dout, out)
 
     def lane(args):
         rows, keys, values, (queries, key_pos) = args

@@ -13,7 +13,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels import compat, mosaic_flash_backward, tile_math
+from pallas_kernels import compat, few_queries, mosaic_flash_backward, tile_math
 from pallas_kernels.compat import pl, pltpu
 from pallas_kernels.mosaic_walk import (
     BUFFERS,
@@ -45,16 +45,13 @@ def attend(q, k, v, sight, job):
       out float[b s n h], dtype of `q`, and lse float32[b s n], the logarithm of the softmax
       denominator, which carries no gradient; 0 and -inf for a query that sees nothing.
     """
-    b, s, n, h = q.shape
-    heads = k.shape[2]
-    group = n // heads
+    s, heads = q.shape[1], k.shape[2]
+    group = q.shape[2] // heads
     if group == 1 or s * group > LANES:
         return _launch(q, k, v, sight, job)
-    packed = jnp.swapaxes(q.reshape(b, s, heads, group, h), 2, 3).reshape(b, -1, heads, h)
     lo, hi = (jnp.repeat(x, group, axis=1) for x in (sight.lo, sight.hi))
-    out, lse = _launch(packed, k, v, dataclasses.replace(sight, lo=lo, hi=hi), job)
-    out, lse = (jnp.swapaxes(x.reshape(b, s, group, heads, -1), 2, 3) for x in (out, lse))
-    return out.reshape(q.shape), lse.reshape(b, s, n)
+    sight = dataclasses.replace(sight, lo=lo, hi=hi)
+    return few_queries.unfold(*_launch(few_queries.fold(q, heads), k, v, sight, job), q.shape)
 
 
 def _attend_fwd(q, k, v, sight, job):

@@ -43,7 +43,7 @@ def backward(residuals, dout, job):
     """
     q, k, v, sight, out, lse = residuals
     cut = Cut.of(q, k)
-    delta = (dout.astype(jnp.float32) * out.astype(jnp.float32)).sum(-1)
+    delta = tile_math.row_products(dout, out)
     live = ~jnp.isneginf(lse)
     # exp2(finite - inf) is 0: a query that sees nothing weighs nothing.
     base = cut.stats(jnp.where(live, lse * tile_math.LOG2E, jnp.inf), jnp.inf)
@@ -106,7 +106,7 @@ def _query_kernel(*refs, cut, scale):
         for i in range(cut.group):
             base, delta = stats[i : i + 1], stats[cut.group + i : cut.group + i + 1]
             logits = product(k_tile, q[:, head_lanes(i)], 1, 1) * (scale * tile_math.LOG2E)
-            weights = _shown(jnp.exp2(logits - base), see)  # [keys rows]
+            weights = tile_math.shown(jnp.exp2(logits - base), see)  # [keys rows]
             dlogits = weights * (product(v_tile, dout[:, head_lanes(i)], 1, 1) - delta)
             acc[i] += product(turned, dlogits.astype(turned.dtype), 1, 0)
 
@@ -182,7 +182,7 @@ def _key_kernel(*refs, cut, scale):
             delta = stat_tiles[slot, cut.group + i : cut.group + i + 1]
             queries, douts = (x[slot, :, head_lanes(i)] for x in (q_tiles, dout_tiles))
             logits = product(pair[0], queries, 1, 1) * (scale * tile_math.LOG2E)
-            weights = _shown(jnp.exp2(logits - base), see)  # [keys rows]
+            weights = tile_math.shown(jnp.exp2(logits - base), see)  # [keys rows]
             dlogits = weights * (product(pair[1], douts, 1, 1) - delta)
             sums[0] += product(dlogits.astype(queries.dtype), queries, 1, 0)
             sums[1] += product(weights.astype(queries.dtype), douts, 1, 0)
@@ -204,8 +204,3 @@ def _key_kernel(*refs, cut, scale):
     walk(plan, streams, sems, steps)
     dk[...] = (sums[0] * scale).astype(dk.dtype)
     dv[...] = sums[1].astype(dv.dtype)
-
-
-def _shown(weights, see):
-    """Weights where a query sees a key, else 0; `see` None: everywhere."""
-    return weights if see is None else jnp.where(see, weights, 0.0)

@@ -39,6 +39,11 @@ class Sight:
         """The last `window` keys up to pos i32[b s], of those from start i32[b s] on."""
         return cls(jnp.maximum(start, pos + 1 - window), pos + 1)
 
+    @classmethod
+    def of_positions(cls, start: jax.Array, query_pos: jax.Array, key_pos: jax.Array) -> "Sight":
+        """Keys of the positions key_pos i32[b t] from start i32[b s] to query_pos i32[b s]."""
+        return cls(jnp.maximum(start, 0), query_pos + 1, key_pos=key_pos)
+
     def live(self, x):
         """Zeros the queries of x [b s ...] that see nothing: they may hold NaN."""
         live = self.hi > self.lo

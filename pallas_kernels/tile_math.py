@@ -48,6 +48,16 @@ def seen(keys, see):
     return jnp.where(see.any(0)[:, None], keys, 0)
 
 
+def shown(weights, see):
+    """Weights where a query sees a key, else 0; `see` None: everywhere."""
+    return weights if see is None else jnp.where(see, weights, 0.0)
+
+
+def row_products(x, y):
+    """The inner products of rows [... h], in float32."""
+    return (x.astype(jnp.float32) * y.astype(jnp.float32)).sum(-1)
+
+
 def add_keys(state, logits, values):
     """One step of a softmax in base 2: adds keys to (maximum, sum of weights, weighted sum).
 

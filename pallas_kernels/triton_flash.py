@@ -13,7 +13,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels import compat, tile_math, triton_flash_backward
+from pallas_kernels import compat, few_queries, tile_math, triton_flash_backward
 from pallas_kernels.compat import pl, plgpu
 from pallas_kernels.triton_walk import LEAST_ROWS, LEAST_VISITS, load, per_tile, sizes, store, walk
 from pallas_kernels.visits import Visits
@@ -36,15 +36,12 @@ def attend(q, k, v, sight, job):
       out float[b s n h], dtype of `q`, and lse float32[b s n], the logarithm of the softmax
       denominator, which carries no gradient; 0 and -inf for a query that sees nothing.
     """
-    b, s, n, h = q.shape
-    heads = k.shape[2]
-    group = n // heads
+    s, heads = q.shape[1], k.shape[2]
+    group = q.shape[2] // heads
     if group == 1 or s * group > sizes("decode_attention", q).rows:
         return _launch(q, k, v, sight, "fwd", job)
-    packed = jnp.swapaxes(q.reshape(b, s, heads, group, h), 2, 3).reshape(b, -1, heads, h)
-    out, lse = _launch(packed, k, v, sight, "decode", job)
-    out, lse = (jnp.swapaxes(x.reshape(b, s, group, heads, -1), 2, 3) for x in (out, lse))
-    return out.reshape(q.shape), lse.reshape(b, s, n)
+    folded = few_queries.fold(q, heads)
+    return few_queries.unfold(*_launch(folded, k, v, sight, "decode", job), q.shape)
 
 
 def _attend_fwd(q, k, v, sight, job):

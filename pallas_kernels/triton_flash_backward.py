@@ -35,7 +35,7 @@ def backward(residuals, dout, job):
       dq, dk, dv in the shapes and dtypes of q, k, v.
     """
     q, k, v, sight, out, lse = residuals
-    delta = (dout.astype(jnp.float32) * out.astype(jnp.float32)).sum(-1)
+    delta = tile_math.row_products(dout, out)
     return gradients(q, k, v, sight, lse, delta, dout, job)
 
 
@@ -135,7 +135,7 @@ def _query_kernel(*refs, cut, queries, width, scale):
 
     def add(state, k_tile, v_tile, see):
         logits = tile_math.product(rows, k_tile, 1, 1) * (scale * tile_math.LOG2E)
-        weights = _shown(jnp.exp2(logits - base[:, None]), see)
+        weights = tile_math.shown(jnp.exp2(logits - base[:, None]), see)
         dlogits = weights * (tile_math.product(douts, v_tile, 1, 1) - delta[:, None])
         return state + tile_math.product(dlogits.astype(k_tile.dtype), k_tile, 1, 0)
 
@@ -224,7 +224,7 @@ def _key_kernel(*refs, cut, count, width, scale):
         if not is_whole:
             see = (lo[at][None] <= pos[:, None]) & (pos[:, None] < hi[at][None])
         logits = tile_math.product(k_tile, rows, 1, 1) * (scale * tile_math.LOG2E)
-        weights = _shown(jnp.exp2(logits - bases[None]), see)
+        weights = tile_math.shown(jnp.exp2(logits - bases[None]), see)
         dlogits = weights * (tile_math.product(v_tile, douts, 1, 1) - deltas[None])
         dkey = tile_math.product(dlogits.astype(rows.dtype), rows, 1, 0)
         dvalue = tile_math.product(weights.astype(rows.dtype), douts, 1, 0)
@@ -239,11 +239,6 @@ def _key_kernel(*refs, cut, count, width, scale):
     exists = pl.program_id(0) * cut.keys + jnp.arange(cut.keys) < count
     store(dk, dkeys * scale, exists, width)
     store(dv, dvalues, exists, width)
-
-
-def _shown(weights, see):
-    """Weights where a query sees a key, else 0; `see` None: everywhere."""
-    return weights if see is None else jnp.where(see, weights, 0.0)
 
 
 def _splits(programs, visits):

@@ -18,7 +18,7 @@ from pallas_kernels.tpu_sizes import LANES
 
 def dense_attention(q, k, v, start, query_pos, key_pos, *, scale, interpret):
     """See `api.py`."""
-    sight = _sight(start, query_pos, key_pos)
+    sight = Sight.of_positions(start, query_pos, key_pos)
     few = q.shape[1] * q.shape[2] // k.shape[2] <= LANES
     if few or q.dtype == jnp.float32:
         return mosaic_flash.attend(q, k, v, sight, _job(scale, interpret))[0]
@@ -27,19 +27,15 @@ def dense_attention(q, k, v, start, query_pos, key_pos, *, scale, interpret):
 
 def forward(q, k, v, start, query_pos, key_pos, *, scale, interpret):
     """See `part.py`."""
-    sight = _sight(start, query_pos, key_pos)
+    sight = Sight.of_positions(start, query_pos, key_pos)
     return mosaic_flash.attend(q, k, v, sight, _job(scale, interpret))
 
 
 def backward(residuals, dout, *, scale, interpret):
     """See `part.py`."""
     q, k, v, start, query_pos, key_pos, out, lse = residuals
-    residuals = q, k, v, _sight(start, query_pos, key_pos), out, lse
+    residuals = q, k, v, Sight.of_positions(start, query_pos, key_pos), out, lse
     return mosaic_flash_backward.backward(residuals, dout, _job(scale, interpret))
-
-
-def _sight(start, query_pos, key_pos):
-    return Sight(jnp.maximum(start, 0), query_pos + 1, key_pos=key_pos)
 
 
 def _job(scale, interpret):

@@ -6,8 +6,6 @@ differ between rows, and are known only when the program runs. An additive bias 
 but it would hold all pairs.
 """
 
-import jax.numpy as jnp
-
 from pallas_kernels import triton_flash, triton_flash_backward
 from pallas_kernels.job import Job
 from pallas_kernels.schedule import Sight
@@ -20,19 +18,15 @@ def dense_attention(q, k, v, start, query_pos, key_pos, *, scale, interpret):
 
 def forward(q, k, v, start, query_pos, key_pos, *, scale, interpret):
     """See `part.py`."""
-    sight = _sight(start, query_pos, key_pos)
+    sight = Sight.of_positions(start, query_pos, key_pos)
     return triton_flash.attend(q, k, v, sight, _job(scale, interpret))
 
 
 def backward(residuals, dout, *, scale, interpret):
     """See `part.py`."""
     q, k, v, start, query_pos, key_pos, out, lse = residuals
-    residuals = q, k, v, _sight(start, query_pos, key_pos), out, lse
+    residuals = q, k, v, Sight.of_positions(start, query_pos, key_pos), out, lse
     return triton_flash_backward.backward(residuals, dout, _job(scale, interpret))
-
-
-def _sight(start, query_pos, key_pos):
-    return Sight(jnp.maximum(start, 0), query_pos + 1, key_pos=key_pos)
 
 
 def _job(scale, interpret):

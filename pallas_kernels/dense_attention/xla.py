@@ -1,7 +1,5 @@
 """`dense_attention` as an interval of key positions."""
 
-import jax.numpy as jnp
-
 from pallas_kernels import flash
 from pallas_kernels.schedule import Sight, Tiles
 
@@ -15,15 +13,11 @@ def dense_attention(q, k, v, start, query_pos, key_pos, *, scale):
 
 def forward(q, k, v, start, query_pos, key_pos, *, scale):
     """See `part.py`."""
-    return flash.attend(q, k, v, _sight(start, query_pos, key_pos), scale, TILES)
+    return flash.attend(q, k, v, Sight.of_positions(start, query_pos, key_pos), scale, TILES)
 
 
 def backward(residuals, dout, *, scale):
     """See `part.py`."""
     q, k, v, start, query_pos, key_pos, out, lse = residuals
-    residuals = q, k, v, _sight(start, query_pos, key_pos), out, lse
+    residuals = q, k, v, Sight.of_positions(start, query_pos, key_pos), out, lse
     return flash.backward(residuals, dout, scale, TILES)
-
-
-def _sight(start, query_pos, key_pos):
-    return Sight(jnp.maximum(start, 0), query_pos + 1, key_pos=key_pos)

@@ -10,7 +10,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels import compat, tpu_sizes
+from pallas_kernels import compat, tile_math, tpu_sizes
 from pallas_kernels.compat import pl
 from pallas_kernels.mosaic_walk import column, flat, kept, product
 from pallas_kernels.selected_attention import mosaic_tile as tile
@@ -32,7 +32,7 @@ def backward(residuals, dout, *, scale, interpret):
     t, heads = k.shape[1:3]
     cut = tile.Cut.of(q, k, blocks.block, backward=True)
     schedule = tile.Schedule.plan(cut, blocks, pos, t)
-    delta = (dout.astype(jnp.float32) * out.astype(jnp.float32)).sum(-1)
+    delta = tile_math.row_products(dout, out)
     numbers = [tile.rows_of(x, cut, heads, fill) for x, fill in ((lse, -jnp.inf), (delta, 0))]
     tiles = -(-s // cut.queries)
     queries, douts = (flat(x, tiles * cut.queries) for x in (q, dout.astype(q.dtype)))

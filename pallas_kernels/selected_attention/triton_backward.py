@@ -33,7 +33,7 @@ def backward(residuals, dout, *, scale, interpret, segment=SEGMENT):
       dq, dk, dv in the shapes and dtypes of q, k, v.
     """
     q, k, v, blocks, pos, out, lse = residuals
-    delta = (dout.astype(jnp.float32) * out.astype(jnp.float32)).sum(-1)
+    delta = tile_math.row_products(dout, out)
     settings = {"scale": scale, "interpret": interpret, "segment": segment}
     return gradients((q, dout, lse, delta), k, v, blocks, pos, **settings)
 

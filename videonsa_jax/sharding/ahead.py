@@ -9,6 +9,7 @@ import jax
 from videonsa_jax.errors import UserError
 from videonsa_jax.sharding.topology import NotHere
 
+SPARE = 0.1  # of a device's memory, that a program should leave free
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 # What libtpu says of a program that needs more than the device's memory.
 _TOO_LARGE = (

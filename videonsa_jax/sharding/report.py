@@ -29,14 +29,13 @@ from videonsa_jax.errors import UserError
 from videonsa_jax.flops import row_flops
 from videonsa_jax.parse import RunConfig
 from videonsa_jax.sharding import plot, programs
-from videonsa_jax.sharding.ahead import Rejected, compile_ahead, memory
+from videonsa_jax.sharding.ahead import SPARE, Rejected, compile_ahead, memory
 from videonsa_jax.sharding.estimate import Kinds, Times, estimate, kinds_of_memory
 from videonsa_jax.sharding.hlo import Collective, Program
 from videonsa_jax.sharding.programs import RowShape
 from videonsa_jax.sharding.strategy import Strategy, factorisations, parse_strategy
 from videonsa_jax.sharding.topology import NotHere, Topology, parse_topology
 
-SPARE = 0.1  # of a device's memory, that a strategy should leave free
 MISSING = 3  # exit code: this machine cannot compile for the devices
 NEW_TOKENS = 128  # of a prefill's cache
 
@@ -110,8 +109,8 @@ def compile_row(
         else:
             lowered = programs.prefill_step(cfg, mesh, shape, NEW_TOKENS)
         kinds = kinds_of_memory(cfg, mesh, shape, phase)
-        forward = flops.forward * shape.rows / topology.size
-        needed, executed = _flops(forward, phase, cfg.compute.remat)
+        share = shape.rows / topology.size
+        needed, executed = (share * x for x in _flops(flops, phase, cfg.compute.remat))
         try:
             compiled = compile_ahead(lowered, topology.compiler_options)
         except Rejected as error:
@@ -139,11 +138,12 @@ def compile_row(
     )
 
 
-def _flops(forward, phase, remat):
+def _flops(flops, phase, remat):
     """-> what the result needs, and what runs: the forward pass again where it is recomputed."""
     if phase == "prefill":
-        return forward, forward
-    return 3 * forward, (4 if remat in ("full", "blocks") else 3) * forward
+        return flops.forward, flops.forward
+    again = flops.forward if remat in ("full", "blocks") else 0
+    return flops.training, flops.training + again
 
 
 def _by_kind(kinds: Kinds, use, total):
