@@ -5,7 +5,7 @@ VENV ?= .venv
 VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 INSTALLED = $(VENV)/.installed-$(VERSION)
 PY = $(VENV)/bin/python
-TEST = $(PY) -m pytest -n 2 --dist loadfile
+TEST = $(PY) -m pytest -n 2 --dist loadfile --max-worker-restart=0
 
 # A second environment, whose JAX compiles for devices that are not there. With the CUDA wheels in
 # it and no GPU, a plain `import jax` fails, so it is kept apart.
