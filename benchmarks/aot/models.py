@@ -12,20 +12,14 @@ from videonsa_jax.sharding import programs
 from videonsa_jax.sharding.programs import RowShape
 from videonsa_jax.sharding.topology import Topology, parse_topology
 
-CONFIG = pathlib.Path(__file__).parents[2] / "configs" / "videonsa_7b_sft.py"
+CONFIG = str(pathlib.Path(__file__).parents[2] / "configs" / "videonsa_7b_sft.py")
+VARIANTS = {"h100": "full", "v5e": "pod256", "v5p": "pod64", "v6e": "pod256"}
 TEXT_TOKENS, NEW_TOKENS = 2048, 128
 PREFILL = {"h100": "h100:1", "v5e": "v5e:16x16", "v5p": "v5p:4x4x4", "v6e": "v6e:16x16"}
 TRAIN = PREFILL | {"h100": "h100:8"}
 VISION_TOKENS = {  # of a row
     "prefill": {"h100": 131_072, "v5e": 36_864, "v5p": 36_864, "v6e": 36_864},
     "train": dict.fromkeys(TRAIN, 36_864),
-}
-# What of the config differs. A row of 36,864 tokens is too much for one v5e or v6e: some share it.
-OVERRIDES: dict[str, tuple[str, ...]] = {
-    "h100": (),
-    "v5e": ("sharding=fsdp_cp", "mesh.context=8"),
-    "v5p": (),
-    "v6e": ("sharding=fsdp_cp", "mesh.context=4"),
 }
 
 
@@ -63,10 +57,10 @@ class Program:
 def shipped(target: str, implementation: str, phase: str, vision_tokens: int) -> Program:
     """One row of `vision_tokens` at a time on each group of devices that shares a row."""
     topology = parse_topology({"train": TRAIN, "prefill": PREFILL}[phase][target])
-    overrides = OVERRIDES[target]
-    mesh = parse(load_config(str(CONFIG)), overrides).mesh
+    config = load_config(f"{CONFIG}:{VARIANTS[target]}")
+    mesh = parse(config).mesh
     groups = topology.size // (mesh.tensor * mesh.context)
-    overrides += (f"mesh.fsdp={groups}", f"compute.implementation={implementation}")
-    cfg = parse(load_config(str(CONFIG)), overrides)
+    cfg = parse(config, (f"mesh.fsdp={groups}", f"compute.implementation={implementation}"))
     rows = groups * (cfg.optim.accumulation if phase == "train" else 1)
-    return Program(phase, topology, cfg, RowShape(rows, vision_tokens, TEXT_TOKENS))
+    shape = RowShape(rows, vision_tokens, TEXT_TOKENS)
+    return Program(phase, topology, programs.of_rows(cfg, shape), shape)

@@ -30,14 +30,18 @@ def make_mesh(cfg: MeshConfig, devices: Sequence[jax.Device] | None = None) -> M
     # Auto: the compiler places what `Rules` does not pin; JAX's default of Explicit would not.
     slices = len({getattr(device, "slice_index", 0) for device in devices})
     if slices == 1:
-        return jax.make_mesh(shape, AXES, axis_types=types, devices=devices)
+        # An axis may be a part of a dimension of a TPU's torus: 32 x 8 of 16x16 chips.
+        grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+        return Mesh(grid, AXES, axis_types=types)
     if slices != cfg.dcn:
         raise UserError(
             f"config.mesh.dcn={cfg.dcn}, but the devices are {slices} slices, which only the "
             f"slower network joins; use --config.mesh.dcn={slices}"
         )
     between = (slices,) + (1,) * (len(AXES) - 1)
-    grid = mesh_utils.create_hybrid_device_mesh((1, *shape[1:]), between, devices)
+    grid = mesh_utils.create_hybrid_device_mesh(
+        (1, *shape[1:]), between, devices, allow_split_physical_axes=True
+    )
     return Mesh(grid, AXES, axis_types=types)
 
 

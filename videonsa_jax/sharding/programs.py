@@ -27,6 +27,12 @@ class RowShape:
     text_tokens: int
 
 
+def of_rows(cfg: RunConfig, shape: RowShape) -> RunConfig:
+    """A run of rows of this shape alone, which then are the ones that must be split evenly."""
+    buckets = ((shape.vision_tokens, shape.text_tokens),)
+    return dataclasses.replace(cfg, data=dataclasses.replace(cfg.data, buckets=buckets))
+
+
 def training_step(cfg: RunConfig, mesh: Mesh, shape: RowShape) -> jax.stages.Lowered:
     """The step that `train.py` runs, its state donated.
 

@@ -97,6 +97,7 @@ def compile_row(
     shape = RowShape(strategy.row_groups, *tokens)
     if phase == "train":
         shape = dataclasses.replace(shape, rows=shape.rows * cfg.optim.accumulation)
+    cfg = programs.of_rows(cfg, shape)
     mesh = topology.mesh(cfg.mesh)
     frame = programs.abstract_batch(cfg, mesh, shape).frame_patches
     flops = row_flops(

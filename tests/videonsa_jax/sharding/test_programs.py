@@ -3,9 +3,10 @@
 import jax
 import pytest
 
+from videonsa_jax import state
 from videonsa_jax.parse import load_config, parse
 from videonsa_jax.sharding import programs
-from videonsa_jax.sharding.mesh import make_mesh
+from videonsa_jax.sharding.mesh import abstract_mesh, make_mesh
 from videonsa_jax.sharding.programs import RowShape
 
 CONFIG = "configs/videonsa_7b_sft.py:smoke"
@@ -19,15 +20,28 @@ def mesh():
     return cfg, make_mesh(cfg.mesh)
 
 
+@pytest.mark.parametrize(("variant", "devices"), [("full", 8), ("pod64", 64), ("pod256", 256)])
+def test_the_7b_recipe_is_split_over_devices(variant, devices):
+    """Parameters and rows divide evenly, and every split takes the recipe's rows."""
+    cfg = parse(load_config(f"configs/videonsa_7b_sft.py:{variant}"))
+    mesh = abstract_mesh(cfg.mesh)
+    _, layouts = state.abstract_model(cfg, mesh)
+    assert mesh.size == devices
+    whole = sum(4 * x.abstract.size for x in layouts)
+    small = 50e6  # biases and the like, which every device holds
+    assert sum(x.bytes_per_device for x in layouts) < whole / devices + small
+    assert cfg.data.batch == 32 == cfg.optim.accumulation * cfg.mesh.fsdp
+
+
 def test_a_training_step_donates_its_state(mesh):
     cfg, mesh = mesh
     with jax.set_mesh(mesh):
         lowered = programs.training_step(cfg, mesh, SHAPE)
-    state, batch = lowered.args_info[0]
-    assert all(leaf.donated for leaf in jax.tree.leaves(state))
+    before, batch = lowered.args_info[0]
+    assert all(leaf.donated for leaf in jax.tree.leaves(before))
     assert not any(leaf.donated for leaf in jax.tree.leaves(batch))
-    new_state, metrics = lowered.out_info
-    assert jax.tree.map(lambda x: x.shape, new_state) == jax.tree.map(lambda x: x.shape, state)
+    after, metrics = lowered.out_info
+    assert jax.tree.map(lambda x: x.shape, after) == jax.tree.map(lambda x: x.shape, before)
     assert metrics["loss"].shape == ()
 
 

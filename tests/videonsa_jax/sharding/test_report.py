@@ -100,12 +100,16 @@ def test_memory_is_known_by_kind_before_anything_is_compiled():
 
 
 @pytest.mark.slow
-def test_strategies_of_a_small_model_are_compiled_for_gpus_that_are_not_there(tmp_path):
+@pytest.mark.parametrize(
+    ("topology", "fsdp"),
+    [("h100:8", 4), ("v6e:4x4", 8)],  # on the torus, axes of 8 and 2 divide both dimensions
+)
+def test_strategies_of_a_small_model_are_compiled_for_what_is_not_there(tmp_path, topology, fsdp):
     if not AOT_PYTHON.exists():
         pytest.skip("no .venv-aot: `make aot` could not install what compiles for other devices")
     command = [
         "--config=configs/videonsa_7b_sft.py:smoke",
-        "--topology=h100:8",
+        f"--topology={topology}",
         f"--out={tmp_path}",
     ]
     command += ["--strategy=fsdp,fsdp_cp:context=2", "--vision_tokens=512", "--text_tokens=128"]
@@ -124,7 +128,7 @@ def test_strategies_of_a_small_model_are_compiled_for_gpus_that_are_not_there(tm
     assert "all-gather" in kinds
     split = rows["fsdp_cp:context=2"]
     assert any("context" in x["axis"].split("+") for x in split["collectives"])
-    assert split["mesh"]["fsdp"] == 4
+    assert split["mesh"]["fsdp"] == fsdp
 
 
 def test_without_the_packages_it_says_so_and_exits_with_3(tmp_path):
