@@ -2,15 +2,13 @@
 
 import json
 import os
-import socket
-import time
 from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from videonsa_jax import parse
+from videonsa_jax import parse, rendezvous
 from videonsa_jax.errors import UserError
 from videonsa_jax.parse import RunConfig
 
@@ -39,16 +37,16 @@ def join(
 
     Raises:
       UserError: some of the three are given and some are not, or they make no sense, or process 0
-        cannot be reached.
+        cannot be reached, or others did not come to it, or there is no cluster to ask.
     """
     if coordinator == "auto":
-        jax.distributed.initialize(initialization_timeout=int(patience))
+        _ask_cluster(patience)
         return
     env = os.environ
     settings = {
         "coordinator": coordinator or env.get("JAX_COORDINATOR_ADDRESS"),
-        "num_processes": _first(num_processes, env.get("JAX_NUM_PROCESSES")),
-        "process_id": _first(process_id, env.get("JAX_PROCESS_ID")),
+        "num_processes": _number(num_processes, "JAX_NUM_PROCESSES"),
+        "process_id": _number(process_id, "JAX_PROCESS_ID"),
     }
     missing = [name for name, value in settings.items() if value is None]
     if len(missing) == len(settings):
@@ -58,35 +56,28 @@ def join(
     address, count, index = settings.values()
     if not 0 <= index < count:
         raise UserError(f"--process_id={index} must be in 0..{count - 1}: --num_processes={count}")
-    if index:
-        # JAX ends the whole process, with a stack trace, when it cannot reach the coordinator.
-        _await(address, patience)
+    rendezvous.meet(address, count, index, patience)
     jax.distributed.initialize(address, count, index, initialization_timeout=int(patience))
 
 
-def _first(flag: int | None, text: str | None) -> int | None:
-    if flag is not None:
+def _ask_cluster(patience: float) -> None:
+    try:
+        jax.distributed.initialize(initialization_timeout=int(patience))
+    except ValueError as error:
+        raise UserError(
+            f"--coordinator=auto: JAX knows no cluster here ({error}); give "
+            "--coordinator=HOST:PORT, --num_processes and --process_id"
+        ) from error
+
+
+def _number(flag: int | None, variable: str) -> int | None:
+    """The flag's value, else the environment variable's."""
+    text = os.environ.get(variable)
+    if flag is not None or text is None:
         return flag
-    return None if text is None else int(text)
-
-
-def _await(address: str, patience: float) -> None:
-    """Returns when something listens at HOST:PORT."""
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdigit():
-        raise UserError(f"--coordinator={address} must be HOST:PORT of process 0")
-    deadline = time.monotonic() + patience
-    while True:
-        try:
-            socket.create_connection((host, int(port)), timeout=5).close()
-            return
-        except OSError as error:
-            if time.monotonic() > deadline:
-                raise UserError(
-                    f"--coordinator={address} was not reached within {patience:.0f} s ({error}); "
-                    "is process 0 running, and its port open?"
-                ) from error
-            time.sleep(min(1, patience / 10))
+    if not text.isdecimal():
+        raise UserError(f"{variable}={text} must be a number")
+    return int(text)
 
 
 def gather(value: Any) -> list[Any]:

@@ -1,14 +1,12 @@
 """Processes find each other, or say in one line why not."""
 
 import dataclasses
-import socket
-import threading
 
 import jax
 import pytest
 
 from tests import synthetic
-from videonsa_jax import processes
+from videonsa_jax import processes, rendezvous
 from videonsa_jax.errors import UserError
 
 
@@ -31,18 +29,30 @@ def test_what_is_wrong_is_named(settings, message):
         processes.join(*settings, patience=0)
 
 
-def test_a_coordinator_that_starts_late_is_waited_for(monkeypatch):
-    joined = []
+def test_jax_connects_those_that_met(monkeypatch):
+    met, joined = [], []
+    monkeypatch.setattr(rendezvous, "meet", lambda *args: met.append(args))
     monkeypatch.setattr(jax.distributed, "initialize", lambda *args, **_: joined.append(args))
-    with socket.create_server(("localhost", 0)) as server:
-        port = server.getsockname()[1]
-    late = threading.Timer(0.3, lambda: servers.append(socket.create_server(("localhost", port))))
-    servers = []
-    late.start()
-    processes.join(f"localhost:{port}", 2, 1, patience=10)
-    late.join()
-    servers[0].close()
-    assert joined == [(f"localhost:{port}", 2, 1)]
+    monkeypatch.setenv("JAX_NUM_PROCESSES", "2")
+    processes.join("host:8", None, 1, patience=10)
+    assert met == [("host:8", 2, 1, 10)]
+    assert joined == [("host:8", 2, 1)]
+
+
+def test_a_variable_that_is_no_number_is_named(monkeypatch):
+    monkeypatch.setenv("JAX_PROCESS_ID", "first")
+    with pytest.raises(UserError, match="JAX_PROCESS_ID=first must be a number"):
+        processes.join("host:8", 2, None)
+
+
+def test_no_cluster_to_ask_is_one_line(monkeypatch):
+    def initialize(**_):
+        raise ValueError("coordinator_address should be defined.")
+
+    monkeypatch.setattr(jax.distributed, "initialize", initialize)
+    message = r"--coordinator=auto: JAX knows no cluster here \(.*\); give --coordinator=HOST:PORT"
+    with pytest.raises(UserError, match=message):
+        processes.join("auto", None, None)
 
 
 def test_processes_with_different_configs_say_where(monkeypatch):
