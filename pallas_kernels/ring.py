@@ -5,6 +5,11 @@ merges the result with those of the rounds before, by their lse; then the keys m
 backward pass the gradients of keys move with them. What a round adds to a gradient is what a
 backward pass over its keys alone computes from the lse and the result of all rounds, so nothing of
 a round is kept.
+
+No round starts before the one before it is done, and no backward pass before the gradients that it
+is about are there. Left alone, compilers attend to all parts at once, or keep those of the forward
+pass for the backward pass; either takes the memory that a ring is to save. XLA's CPU backend
+does so still.
 """
 
 import functools
@@ -13,6 +18,8 @@ import jax
 import jax.numpy as jnp
 
 from pallas_kernels import tile_math
+
+_together = jax.lax.optimization_barrier  # nothing that reads a part of it starts before all of it
 
 # Rounds per step of a loop. The compiler overlaps the transfer of one with the work of others. And
 # XLA's CPU backend may deadlock where a loop with collectives runs beside other collectives, so a
@@ -38,7 +45,7 @@ def _forward(queries, keys, readers, settings):
 
     def round_of(carry, turn):
         held, totals = carry
-        return (axis.rotate(held), visit(held, totals, turn)), None
+        return _together((axis.rotate(held), visit(held, totals, turn))), None
 
     nothing = tuple(
         (jnp.zeros(q.shape, jnp.float32), jnp.full(q.shape[:3], -jnp.inf)) for q in queries
@@ -53,6 +60,7 @@ def _forward(queries, keys, readers, settings):
 
 def _backward(settings, residuals, douts):
     queries, keys, readers, outs, lses = residuals
+    keys, douts = _together((keys, douts))
     axis = settings.axis
 
     def visit(held, dkeys, dqueries, turn):
@@ -68,7 +76,7 @@ def _backward(settings, residuals, douts):
     def round_of(carry, turn):
         held, dkeys, dqueries = carry
         dkeys, dqueries = visit(held, dkeys, dqueries, turn)
-        return (*axis.rotate((held, dkeys)), dqueries), None
+        return _together((*axis.rotate((held, dkeys)), dqueries)), None
 
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), (keys, queries))
     last = axis.size - 1
