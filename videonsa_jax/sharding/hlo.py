@@ -129,7 +129,7 @@ class Program:
                 if kind == "all-reduce" and name.startswith("all-reduce-scatter"):
                     kind = "reduce-scatter"
                 group = _group(match["rest"], math.prod(mesh_shape.values()))
-                if len(group) == 1:
+                if len(set(group)) == 1:  # a device and itself
                     continue
                 total = totals[kind, _axes(group, mesh_shape)]
                 total[0] += times

@@ -60,6 +60,11 @@ def test_an_exchange_in_a_loop_counts_every_time(mesh, exchange, kind, axis, rec
     assert collectives(mesh, exchange) == [Collective(kind, axis, STEPS, STEPS * received)]
 
 
+def test_what_a_device_hands_to_itself_is_no_exchange():
+    mesh = make_mesh(MeshConfig(fsdp=8))
+    assert collectives(mesh, functools.partial(turned, size=1)) == []
+
+
 GROUPS = {
     "replica_groups={{0,1},{2,3},{4,5},{6,7}}": "context",
     "replica_groups=[2,4]<=[8]": "tensor+context",
