@@ -14,7 +14,6 @@ import dataclasses
 import functools
 import json
 import pathlib
-import platform
 from collections.abc import Callable
 
 import jax
@@ -22,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import programs, roofline, sibling, table
-from benchmarks.device import device_name, gpu_state
+from benchmarks.device import device_name, gpu_state, versions
 from benchmarks.inputs import BLOCK_SIZE, INPUTS, WINDOW_SIZE
 from benchmarks.timing import take_turns
 from pallas_kernels import NSASpec
@@ -189,11 +188,7 @@ def main():
     table.print_rows(rows)
     report = {
         "device": device_name(),
-        "versions": {
-            "jax": jax.__version__,
-            "numpy": np.__version__,
-            "python": platform.python_version(),
-        },
+        "versions": versions(),
         "rows": rows,
     }
     if before:

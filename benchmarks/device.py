@@ -7,6 +7,7 @@ import shutil
 import subprocess
 
 import jax
+import numpy as np
 
 QUERIES = (  # fields of `nvidia-smi --query-gpu`
     "name",
@@ -32,6 +33,15 @@ def processor_name():
     lines = info.read_text().splitlines() if info.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return f"{names[0] if names else platform.machine()}, {os.cpu_count()} cores"
+
+
+def versions():
+    """Of what computes."""
+    return {
+        "jax": jax.__version__,
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+    }
 
 
 def gpu_state():
