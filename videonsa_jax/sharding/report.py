@@ -15,6 +15,7 @@ to memory and read once, and of the bytes that a device receives over its links.
 
 import csv
 import dataclasses
+import importlib.metadata
 import json
 import pathlib
 import sys
@@ -203,7 +204,9 @@ def write(report: dict, rows: Sequence[Row], folder: pathlib.Path) -> None:
         table = csv.DictWriter(file, list(dict.fromkeys(name for row in flat for name in row)))
         table.writeheader()
         table.writerows(flat)
-    plot.draw(report["topology"], rows, folder / "report.png")
+    tokens = f"{report['vision_tokens']:,} + {report['text_tokens']:,} tokens a row"
+    title = f"{report['topology']}, {report['phase']}, {tokens}"
+    plot.draw(title, rows, folder / "report.png")
 
 
 def run(args: flags.FlagValues) -> list[Row]:
@@ -234,10 +237,14 @@ def run(args: flags.FlagValues) -> list[Row]:
     rows = ranked(rows)
     report = {
         "config": args.config,
+        "override": args.override,
         "topology": topology.name,
         "phase": args.phase,
         "vision_tokens": tokens[0],
         "text_tokens": tokens[1],
+        "versions": {
+            name: importlib.metadata.version(name) for name in ("jax", *topology.chip.packages)
+        },
         "rates": {
             name: getattr(topology.chip, name) for name in ("flops", "memory_rate", "link_rate")
         },

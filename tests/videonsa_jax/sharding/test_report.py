@@ -71,8 +71,8 @@ def test_strategies_that_fit_come_first_then_those_that_lack_least(tmp_path):
     assert [x.strategy for x in ranked] == ["fast", "slow", "large", "huge"]
     assert "+10.9 GiB" in report.describe(ranked).splitlines()[3]
 
-    rows = [x.as_dict() for x in ranked]
-    report.write({"topology": "h100:8", "rows": rows}, ranked, tmp_path)
+    made = {"topology": "h100:8", "phase": "train", "vision_tokens": 512, "text_tokens": 64}
+    report.write(made | {"rows": [x.as_dict() for x in ranked]}, ranked, tmp_path)
     saved = json.loads((tmp_path / "report.json").read_text())["rows"]
     assert saved[0]["collectives"] == [
         {"kind": "all-gather", "axis": "fsdp", "count": 28, "bytes": 45 * 10**9}
