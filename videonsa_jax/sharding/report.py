@@ -223,19 +223,7 @@ def run(args: flags.FlagValues) -> list[Row]:
         )
     ]
     tokens, rows = (args.vision_tokens, args.text_tokens), []
-    for strategy in strategies:
-        try:
-            rows.append(compile_row(cfg, topology, strategy, args.phase, tokens))
-        except NotHere:
-            raise
-        except UserError as error:
-            if not args.sweep:
-                raise
-            print(f"left out {strategy.name}: {error}", flush=True)
-            continue
-        print(describe(rows[-1:]).splitlines()[1], f"({rows[-1].compile_s} s)", flush=True)
-    rows = ranked(rows)
-    report = {
+    about = {
         "config": args.config,
         "override": args.override,
         "topology": topology.name,
@@ -248,9 +236,21 @@ def run(args: flags.FlagValues) -> list[Row]:
         "rates": {
             name: getattr(topology.chip, name) for name in ("flops", "memory_rate", "link_rate")
         },
-        "rows": [row.as_dict() for row in rows],
     }
-    write(report, rows, pathlib.Path(args.out))
+    for strategy in strategies:
+        try:
+            row = compile_row(cfg, topology, strategy, args.phase, tokens)
+        except NotHere:
+            raise
+        except UserError as error:
+            if not args.sweep:
+                raise
+            print(f"left out {strategy.name}: {error}", flush=True)
+            continue
+        print(describe([row]).splitlines()[1], f"({row.compile_s} s)", flush=True)
+        rows = ranked([*rows, row])
+        # After each, as one takes minutes: what is done is kept.
+        write(about | {"rows": [row.as_dict() for row in rows]}, rows, pathlib.Path(args.out))
     print(f"\n{describe(rows)}")
     return rows
 
