@@ -1,11 +1,12 @@
 """A tiny run without files: its config, and batches that are a function of the step."""
 
 import dataclasses
+import time
 
 import numpy as np
 
 from videonsa_jax import config
-from videonsa_jax.config import ComputeConfig, DataConfig, OptimConfig, TrainConfig
+from videonsa_jax.config import ComputeConfig, DataConfig, MeshConfig, OptimConfig, TrainConfig
 from videonsa_jax.data.pack import Bucket, frame_patches, pack
 from videonsa_jax.data.sample import Sample, Visual
 from videonsa_jax.parse import RunConfig
@@ -16,6 +17,15 @@ BUCKET = Bucket(vision_tokens=32, text_tokens=16)
 ROWS = 8
 FAST_COMPILE = {"xla_backend_optimization_level": 0}  # of programs that run once
 FRAME_PATCHES = frame_patches([GRID], MODEL)
+MESHES = {  # 8 devices for each of `rules.PRESETS`
+    "dp": MeshConfig(data=8),
+    "fsdp": MeshConfig(fsdp=8),
+    "hsdp": MeshConfig(dcn=2, fsdp=4),
+    "tp": MeshConfig(data=4, tensor=2),
+    "fsdp_tp": MeshConfig(data=2, fsdp=2, tensor=2),
+    "fsdp_cp": MeshConfig(fsdp=4, context=2),
+    "fsdp_tp_cp": MeshConfig(fsdp=2, tensor=2, context=2),
+}
 
 
 def run_config(*, optim: dict | None = None, train: dict | None = None, **sections) -> RunConfig:
@@ -63,11 +73,13 @@ class Batches:
     end: int | None = None  # asking for this batch fails, as a killed run does
     next_index: int = 0
     frame_patches: int = FRAME_PATCHES
+    seconds: float = 0  # that a batch takes
 
     def __next__(self) -> dict[str, np.ndarray]:
         index, self.next_index = self.next_index, self.next_index + 1
         if index == self.end:
             raise InterruptedError(f"batch {index}")
+        time.sleep(self.seconds)
         arrays = batch(index)
         if self.bad_from is not None and index >= self.bad_from:
             arrays["patches"][:] = np.nan

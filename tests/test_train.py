@@ -1,19 +1,16 @@
 """The training program: it goes on where it was killed, bit for bit, and says what is wrong."""
 
-import os
 import pathlib
 import signal
-import socket
 import subprocess
 import sys
-import time
 
 import jax
 import numpy as np
 import pytest
 
 import train
-from tests import synthetic
+from tests import synthetic, training_program
 from videonsa_jax import checkpoint, metrics, preemption, profiling
 from videonsa_jax.errors import UserError
 
@@ -31,48 +28,10 @@ def get_config():
     ))
 """
 
-RUN = """
-import sys
-from tests import synthetic
-import train
-from videonsa_jax import processes
-from videonsa_jax.config import MeshConfig
-
-workdir = sys.argv[1]
-steps, process, count, port, seed = map(int, sys.argv[2:])
-with train.exit_codes():
-    if count > 1:
-        processes.join(f"localhost:{port}", count, process)
-    cfg = synthetic.run_config(
-        train={"steps": steps, "save_every": 1}, mesh=MeshConfig(fsdp=count), seed=seed
-    )
-    processes.check_same_config(cfg)
-    train.run(cfg, workdir, data=synthetic.Batches(process=process, processes=count))
-"""
-
 
 def run(workdir, *, data=None, **train_fields):
     cfg = synthetic.run_config(train=train_fields)
     return train.run(cfg, workdir, data=data or synthetic.Batches(), devices=jax.devices()[:1])
-
-
-def start_program(workdir, *, steps, process=0, processes=1, port=0, seed=0) -> subprocess.Popen:
-    """The run of `RUN` in a process of its own, with one device."""
-    return subprocess.Popen(
-        [sys.executable, "-c", RUN, *map(str, (workdir, steps, process, processes, port, seed))],
-        cwd=ROOT,
-        env={**os.environ, "JAX_NUM_CPU_DEVICES": "1", "PYTHONPATH": str(ROOT)},
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def start_two(workdir, *, steps, seeds=(0, 0)) -> list[subprocess.Popen]:
-    """Two processes of one run."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        settings = {"steps": steps, "processes": 2, "port": free.getsockname()[1]}
-    return [start_program(workdir, process=i, seed=seeds[i], **settings) for i in (0, 1)]
 
 
 def command(tmp_path, *args) -> subprocess.CompletedProcess:
@@ -84,6 +43,7 @@ def command(tmp_path, *args) -> subprocess.CompletedProcess:
         capture_output=True,
         text=True,
         check=False,
+        timeout=training_program.TIMEOUT,
     )
 
 
@@ -194,53 +154,15 @@ def test_a_wrong_command_is_one_line(tmp_path, args, message):
 
 @pytest.mark.slow
 def test_a_killed_program_continues_bit_for_bit(tmp_path):
-    steps = 12
-    assert start_program(tmp_path / "whole", steps=steps).wait() == 0
-    for rows in (1, 4, 8):  # kill while something is being written or computed, at any of these
-        program = start_program(tmp_path / "killed", steps=steps)
-        while len(metrics.read_rows(tmp_path / "killed")) <= rows and program.poll() is None:
-            time.sleep(0.01)
-        program.send_signal(signal.SIGKILL)
-        assert program.wait() == -signal.SIGKILL
-    assert start_program(tmp_path / "killed", steps=steps).wait() == 0
+    changes = {"train": {"steps": 12}}
+    training_program.complete(tmp_path / "whole", changes)
+    for rows in (2, 5, 9):  # kill while something is being written or computed, at any of these
+        with training_program.start(tmp_path / "killed", changes) as (program,):
+            training_program.await_rows(tmp_path / "killed", rows, program)
+            program.send_signal(signal.SIGKILL)
+            assert program.wait(training_program.TIMEOUT) == -signal.SIGKILL
+    training_program.complete(tmp_path / "killed", changes)
     want, got = (checkpoint.load_params(tmp_path / name) for name in ("whole", "killed"))
     assert_same_bits(got, want)
     whole, killed = (metrics.read_rows(tmp_path / name) for name in ("whole", "killed"))
     assert [row["loss"] for row in killed] == [row["loss"] for row in whole]
-
-
-@pytest.mark.slow
-def test_two_processes_equal_one(tmp_path):
-    assert start_program(tmp_path / "one", steps=3).wait() == 0
-    assert [program.wait() for program in start_two(tmp_path / "two", steps=3)] == [0, 0]
-    one, two = (metrics.read_rows(tmp_path / name) for name in ("one", "two"))
-    np.testing.assert_allclose(
-        [row["loss"] for row in two], [row["loss"] for row in one], rtol=1e-5
-    )
-    want, got = (checkpoint.load_params(tmp_path / name) for name in ("one", "two"))
-    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=2e-5), got, want)
-
-
-@pytest.mark.slow
-def test_two_processes_stop_together_and_one_goes_on(tmp_path):
-    steps = 40
-    programs = start_two(tmp_path, steps=steps)
-    while len(metrics.read_rows(tmp_path)) <= 2 and programs[0].poll() is None:
-        time.sleep(0.01)
-    programs[1].send_signal(signal.SIGTERM)
-    errors = [program.communicate()[1] for program in programs]
-    assert [program.returncode for program in programs] == [preemption.EXIT_CODE] * 2, errors
-    stopped = checkpoint.newest_step(tmp_path)
-    assert 3 <= stopped < steps
-    assert all(f"asked to stop; step {stopped} of {steps} is saved" in text for text in errors)
-    assert start_program(tmp_path, steps=stopped + 2).wait() == 0
-    assert [row["step"] for row in metrics.read_rows(tmp_path)] == list(range(1, stopped + 3))
-
-
-@pytest.mark.slow
-def test_two_processes_with_different_configs_do_not_start(tmp_path):
-    programs = start_two(tmp_path, steps=2, seeds=(0, 1))
-    errors = [program.communicate()[1].splitlines()[-1] for program in programs]
-    assert [program.returncode for program in programs] == [1, 1]
-    message = "train.py: the processes have different configs: seed=0 in process 0, 1 in process 1"
-    assert all(line.startswith(message) for line in errors)
