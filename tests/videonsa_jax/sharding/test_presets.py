@@ -10,17 +10,6 @@ from tests.gradient_program import GradientProgram, assert_equal
 from videonsa_jax.config import ComputeConfig, MeshConfig
 from videonsa_jax.sharding import rules
 
-MESHES = {
-    "dp": MeshConfig(data=8),
-    "fsdp": MeshConfig(fsdp=8),
-    "hsdp": MeshConfig(dcn=2, fsdp=4),
-    "tp": MeshConfig(data=4, tensor=2),
-    "fsdp_tp": MeshConfig(data=2, fsdp=2, tensor=2),
-    "fsdp_cp": MeshConfig(fsdp=4, context=2),
-    "fsdp_tp_cp": MeshConfig(fsdp=2, tensor=2, context=2),
-}
-
-
 LEAST = 20_000  # bytes of an exchange that is written down
 # What a device receives in one step, by kind and mesh axes: how often, and bytes, at most.
 EXCHANGES = {
@@ -86,13 +75,13 @@ def program(preset: str, mesh: MeshConfig, devices: int = 8) -> GradientProgram:
     ],
 )
 def test_loss_and_gradients_equal_those_of_one_device(preset):
-    assert_equal(program(preset, MESHES[preset]), program("dp", MeshConfig(), 1))
+    assert_equal(program(preset, synthetic.MESHES[preset]), program("dp", MeshConfig(), 1))
 
 
 @pytest.mark.parametrize("preset", sorted(rules.PRESETS))
 def test_devices_exchange_no_more_than_is_written_down(preset):
     """Parameters are gathered by layers, keys as context parallelism says, and nothing else."""
-    for found in program(preset, MESHES[preset]).exchanges():
+    for found in program(preset, synthetic.MESHES[preset]).exchanges():
         count, size = EXCHANGES[preset].get((found.kind, found.axis), (found.count, LEAST))
         assert found.count <= count, found
         assert found.bytes <= size, found
@@ -103,7 +92,7 @@ def test_no_device_holds_whole_rows():
     rows, slots, patches = 2, synthetic.BUCKET.text_tokens, 4 * synthetic.BUCKET.vision_tokens
     elements = synthetic.MODEL.vision.patch_elements
     vocabulary, width = synthetic.MODEL.text.vocab_size, synthetic.MODEL.text.d_model
-    found = program("fsdp_cp", MESHES["fsdp_cp"]).text.in_memory()
+    found = program("fsdp_cp", synthetic.MESHES["fsdp_cp"]).text.in_memory()
     assert f"f32[{rows},{patches // 2},{elements}]" in found
     assert f"f32[{rows},1,{slots // 2},{vocabulary}]" in found
     whole = {f"f32[{n},{patches},{elements}]" for n in (rows, synthetic.ROWS)}

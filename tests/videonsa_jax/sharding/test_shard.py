@@ -19,15 +19,6 @@ from videonsa_jax.sharding import rules, shard
 from videonsa_jax.sharding.mesh import abstract_mesh, make_mesh
 from videonsa_jax.sharding.rules import Rules
 
-MESHES = {
-    "dp": MeshConfig(data=8),
-    "fsdp": MeshConfig(fsdp=8),
-    "hsdp": MeshConfig(dcn=2, fsdp=4),
-    "tp": MeshConfig(data=4, tensor=2),
-    "fsdp_tp": MeshConfig(data=2, fsdp=2, tensor=2),
-    "fsdp_cp": MeshConfig(fsdp=4, context=2),
-    "fsdp_tp_cp": MeshConfig(fsdp=2, tensor=2, context=2),
-}
 KERNEL_SPECS = {  # preset -> spec of text/layers/{attn/q [l d n h], mlp/down [l f d]}/kernel
     "dp": ((None, None, None, None), (None, None, None)),
     "fsdp": ((None, "fsdp", None, None), (None, None, "fsdp")),
@@ -48,13 +39,13 @@ def layouts_of(preset: str, mesh: MeshConfig, model: str) -> list[shard.ParamLay
 
 
 def test_every_preset_is_tested():
-    assert MESHES.keys() == KERNEL_SPECS.keys() == rules.PRESETS.keys()
+    assert synthetic.MESHES.keys() == KERNEL_SPECS.keys() == rules.PRESETS.keys()
 
 
 @pytest.mark.parametrize("model", ["tiny", "qwen2_5_vl_7b"])
-@pytest.mark.parametrize("preset", sorted(MESHES))
+@pytest.mark.parametrize("preset", sorted(synthetic.MESHES))
 def test_parameters_are_split_as_written(preset, model):
-    layouts = {x.path: x for x in layouts_of(preset, MESHES[preset], model)}
+    layouts = {x.path: x for x in layouts_of(preset, synthetic.MESHES[preset], model)}
     query, down = KERNEL_SPECS[preset]
     assert layouts["text/layers/attn/q/kernel"].sharding.spec == PartitionSpec(*query)
     assert layouts["text/layers/mlp/down/kernel"].sharding.spec == PartitionSpec(*down)
@@ -63,16 +54,19 @@ def test_parameters_are_split_as_written(preset, model):
 
 def test_bytes_per_device_count_the_shard():
     whole, split = (
-        sum(x.bytes_per_device for x in layouts_of(preset, MESHES[preset], "qwen2_5_vl_7b"))
+        sum(
+            x.bytes_per_device
+            for x in layouts_of(preset, synthetic.MESHES[preset], "qwen2_5_vl_7b")
+        )
         for preset in ("dp", "fsdp")
     )
-    size = sum(x.size for x in layouts_of("dp", MESHES["dp"], "qwen2_5_vl_7b"))
+    size = sum(x.size for x in layouts_of("dp", synthetic.MESHES["dp"], "qwen2_5_vl_7b"))
     assert whole == 4 * size
     assert split < whole / 7.9  # all but norms and biases
 
 
 def test_the_table_lists_every_parameter_and_the_total():
-    layouts = layouts_of("fsdp_tp", MESHES["fsdp_tp"], "tiny")
+    layouts = layouts_of("fsdp_tp", synthetic.MESHES["fsdp_tp"], "tiny")
     lines = shard.describe_layouts(layouts).splitlines()
     assert len(lines) == len(layouts) + 2
     assert "(-, fsdp, tensor, -)" in next(line for line in lines if "text/layers/attn/q/k" in line)
@@ -135,7 +129,7 @@ def test_one_mesh_axis_twice_in_a_parameter_is_rejected():
 
 
 def test_a_batch_is_split_by_rows():
-    mesh = make_mesh(MESHES["fsdp_tp"])
+    mesh = make_mesh(synthetic.MESHES["fsdp_tp"])
     arrays = synthetic.batch(0)
     batch = shard.global_batch(arrays, 64, Rules(), mesh)
     assert batch.frame_patches == 64
@@ -146,7 +140,7 @@ def test_a_batch_is_split_by_rows():
 
 def test_slots_are_split_where_the_sequence_is():
     batch = shard.global_batch(
-        synthetic.batch(0), 64, rules.PRESETS["fsdp_cp"], make_mesh(MESHES["fsdp_cp"])
+        synthetic.batch(0), 64, rules.PRESETS["fsdp_cp"], make_mesh(synthetic.MESHES["fsdp_cp"])
     )
     assert batch.patches.sharding.shard_shape(batch.patches.shape)[:2] == (2, 64)
     assert batch.text_tokens.sharding.shard_shape(batch.text_tokens.shape) == (2, 8)
@@ -154,7 +148,9 @@ def test_slots_are_split_where_the_sequence_is():
 
 def test_rows_that_do_not_divide_are_rejected():
     with pytest.raises(UserError, match="6 rows a step of 16 slots cannot be split"):
-        shard.global_batch(synthetic.batch(0, rows=6), 64, Rules(), make_mesh(MESHES["fsdp"]))
+        shard.global_batch(
+            synthetic.batch(0, rows=6), 64, Rules(), make_mesh(synthetic.MESHES["fsdp"])
+        )
 
 
 def test_rows_of_several_processes_are_rejected():
@@ -189,7 +185,7 @@ def test_an_operation_runs_on_each_devices_part():
     x = jnp.zeros((8, 5, 4, 2))
     split = Rules().shard_op(shape_seen, [axes], axes)
     assert split is shape_seen
-    with jax.set_mesh(make_mesh(MESHES["fsdp_tp"])):
+    with jax.set_mesh(make_mesh(synthetic.MESHES["fsdp_tp"])):
         seen = jax.jit(Rules().shard_op(shape_seen, [axes], axes))(x)
     assert seen.shape == (8, 5, 4, 3)
     np.testing.assert_array_equal(seen, np.broadcast_to([2, 5, 2], seen.shape))
