@@ -1,6 +1,7 @@
 """The training program: it goes on where it was killed, bit for bit, and says what is wrong."""
 
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -116,11 +117,13 @@ def test_a_window_of_steps_is_profiled(tmp_path):
 
 
 def test_dry_run_prints_config_mesh_and_parameters_without_the_devices(tmp_path):
-    done = command(tmp_path, "--dry_run", "--config.optim.lr=0.5")
+    changes = "optim.lr=0.5", "sharding.heads=tensor", "mesh.tensor=2"
+    done = command(tmp_path, "--dry_run", *(f"--config.{change}" for change in changes))
     assert done.returncode == 0, done.stderr
     assert "optim.lr = 0.5" in done.stdout
-    assert "mesh {'dcn': 1, 'data': 1, 'fsdp': 64, 'tensor': 1, 'context': 1}" in done.stdout
-    assert "text/layers/attn/q/kernel" in done.stdout
+    assert "mesh {'dcn': 1, 'data': 1, 'fsdp': 64, 'tensor': 2, 'context': 1}" in done.stdout
+    assert re.search(r"text/layers/attn/q/kernel .* \(-, fsdp, tensor, -\) ", done.stdout)
+    assert re.search(r"text/layers/attn/k/kernel .* \(-, fsdp, -, -\) ", done.stdout)
     lines = dict(line.rsplit(maxsplit=1) for line in done.stdout.splitlines() if line)
     # AdamW keeps two numbers per parameter, and two copies of a step counter.
     parameters, optimizer = float(lines["parameters"]), float(lines["optimizer"])
@@ -136,13 +139,17 @@ def test_dry_run_prints_config_mesh_and_parameters_without_the_devices(tmp_path)
             ["--config.train.stpes=4", "--dry_run"],
             "unknown field config.train.stpes; did you mean config.train.steps",
         ),
+        "axis": (
+            ["--config.sharding.heads=tensr", "--dry_run"],
+            "config.sharding: heads='tensr' names the mesh axis 'tensr', which does not exist; did",
+        ),
         "rows": (
             ["--config.data.batch=8", "--dry_run"],
             "config.data.batch: 8 rows a step of 16384 slots cannot be split over {'dcn': 1,",
         ),
         "workdir": ([], "--workdir is not set; it is the folder that the run writes to"),
     }.values(),
-    ids=["field", "rows", "workdir"],
+    ids=["field", "axis", "rows", "workdir"],
 )
 def test_a_wrong_command_is_one_line(tmp_path, args, message):
     done = command(tmp_path, *args)

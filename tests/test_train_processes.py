@@ -73,8 +73,16 @@ CONTEXT = {
             "config.mesh: dcn=1 x data=1 x fsdp=3 x tensor=1 x context=1 is 3 devices, but there "
             "are 8; for example --config.mesh.fsdp=8",
         ),
-        "heads": ((TENSOR,) * 2, "text/layers/attn/k/"),
-        "block": ((CONTEXT,) * 2, "config.data.buckets: 32 vision slots cannot be split in whole"),
+        "heads": (
+            (TENSOR,) * 2,
+            "text/layers/attn/k/bias: its 'kv_heads' dimension of 2 cannot be split over 8 devices "
+            "(tensor); use 2, or --config.sharding.kv_heads=None",
+        ),
+        "block": (
+            (CONTEXT,) * 2,
+            "config.data.buckets: 32 vision slots cannot be split in whole blocks of 16 over 8 "
+            "devices (context); use 128 slots, or 2 devices",
+        ),
         "axis": (
             ({"sharding": {"heads": "tensr"}},) * 2,
             "config.sharding: heads='tensr' names the mesh axis 'tensr', which does not exist; did "

@@ -156,12 +156,12 @@ def build(cls: type, values: Any, path: str = "", base: Any = None) -> Any:
         values = dict(values)
         base = _preset(path, values.pop("preset"))
     hints = typing.get_type_hints(cls)
-    given = {}
+    given, start = {}, cls if base is None else base
     for name, value in values.items():
         field = f"{path}.{name}" if path else name
         if name not in hints:
             raise UserError(f"unknown field config.{field}; {_near_matches(field)}")
-        given[name] = _convert(hints[name], value, field, getattr(base, name, None))
+        given[name] = _convert(hints[name], value, field, getattr(start, name, None))
     if base is None:
         for field in dataclasses.fields(cls):
             optional = {field.default, field.default_factory} != {dataclasses.MISSING}

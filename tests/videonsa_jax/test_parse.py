@@ -1,5 +1,6 @@
 """Config files and overrides become one checked RunConfig."""
 
+import dataclasses
 import pathlib
 
 import pytest
@@ -53,6 +54,11 @@ def test_a_preset_is_a_name_or_a_dict_with_changes():
     assert cfg.sharding.mlp == rules.PRESETS["tp"].mlp
 
 
+def test_one_axis_of_the_default_sharding_can_be_overridden():
+    cfg = parse.parse(source(), ["sharding.heads=tensor"])
+    assert cfg.sharding == dataclasses.replace(rules.PRESETS["fsdp"], heads="tensor")
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     {
@@ -65,6 +71,8 @@ def test_a_preset_is_a_name_or_a_dict_with_changes():
         "optim.freeze=('tower',)": r"config.optim.freeze\[0\]='tower' must be one of 'vision'",
         "compute.dtype=float16": r"config.compute.dtype='float16' must be one of 'bfloat16'",
         "model.preset=8b": r"config.model.preset='8b' must be one of \['qwen2_5_vl_32b'",
+        "sharding.heads=tensr": r"config.sharding: heads='tensr' names .* did you mean 'tensor'",
+        "sharding.preset=cp": r"config.sharding.preset='cp' must be one of \['dp', 'fsdp'",
         "train.steps": r"config.train.steps has no value; write --config.train.steps=VALUE",
         "seed.x=1": r"--config.seed.x=1: seed=1 has no fields",
         "train=4": r"config.train=4 must be a dict of the fields of TrainConfig",
