@@ -8,7 +8,7 @@ MIB = 2**20
 
 
 def plot(report, path):
-    """Points: measured; lines: as expected. Written to `path`."""
+    """Points of bytes: measured; lines: as expected. Written to `path`."""
     rows = [row for row in report["rows"] if row["tensor"] == 1 and row["context"] > 1]
     memory = report["memory"]
     figure = Figure(figsize=(15 if memory else 10, 4.5), layout="constrained")
@@ -21,8 +21,11 @@ def plot(report, path):
         _label(axes, f"{shown[0][share]:,} tokens{of}", "MiB that a device receives")
     for axes in right:
         _draw_memory(axes, memory["rows"])
-        title = f"{memory['rows'][0]['tokens_per_device']:,} tokens of each {memory['device']}"
+        title = (
+            f"{memory['rows'][0]['tokens_per_device']:,} tokens of each {memory['device'].upper()}"
+        )
         _label(axes, f"{title}, compiled for it", "MiB of temporaries of a device")
+    figure.suptitle("points: of the compiled programs; lines of bytes: as expected")
     figure.savefig(path, dpi=120)
 
 
@@ -43,9 +46,11 @@ def _draw_bytes(axes, rows):
                 label=f"{mode}, {phase}",
             )
     line = [row for row in rows if (row["mode"], row["phase"]) == ("gather", "forward")]
-    for term, label in (("means", "of it: block means"), ("halo", "of it: window")):
+    for term, label, color in (("means", "block means", "C2"), ("halo", "window", "C3")):
         sizes = [row["terms"][term] / MIB for row in line]
-        axes.plot([row["context"] for row in line], sizes, ":", label=label)
+        axes.plot(
+            [row["context"] for row in line], sizes, ":", color=color, label=f"of it: {label}"
+        )
 
 
 def _draw_memory(axes, rows):
@@ -64,4 +69,4 @@ def _label(axes, title, unit):
     axes.yaxis.set_major_formatter("{x:g}")
     axes.set(xlabel="devices that share a row", ylabel=unit, title=title)
     axes.grid(alpha=0.3)
-    axes.legend(fontsize="small")
+    axes.legend(fontsize="small", ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.15))
