@@ -170,7 +170,7 @@ def ranked(rows: Sequence[Row]) -> list[Row]:
 def describe(rows: Sequence[Row]) -> str:
     """A table, best first."""
     lines = [
-        f"{'strategy':<28} {'mesh':<34} {'GiB':>7} {'of':>6} {'fits':>9} "
+        f"{'strategy':<28} {'mesh':<34} {'rows':>5} {'GiB':>7} {'of':>6} {'fits':>9} "
         f"{'received GB':>11} {'step s':>7} {'MFU':>5} limit"
     ]
     for row in rows:
@@ -178,8 +178,8 @@ def describe(rows: Sequence[Row]) -> str:
         total = row.bytes_per_device["total"]
         over = total - row.device_bytes
         fits = "yes" if row.fits else f"+{over / 2**30:.1f} GiB" if over > 0 else "barely"
-        line = f"{row.strategy:<28} {mesh:<34} {total / 2**30:7.2f} {row.device_bytes / 2**30:6.2f}"
-        line += f" {fits:>9} "
+        line = f"{row.strategy:<28} {mesh:<34} {row.rows:5} {total / 2**30:7.2f} "
+        line += f"{row.device_bytes / 2**30:6.2f} {fits:>9} "
         if row.times:
             received = sum(x.bytes for x in row.collectives) / 1e9
             line += f"{received:11.1f} {row.times.step_s:7.2f} {row.times.mfu:5.0%} "
