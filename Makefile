@@ -74,7 +74,7 @@ compile-check: aot
 sharding-report: OUT ?= runs/sharding/$(TOPOLOGY)
 sharding-report: aot
 	$(AOT_RUN) -m videonsa_jax.sharding.report --config=$(CONFIG) --topology=$(TOPOLOGY) \
-	  --strategy=$(STRATEGY) --phase=$(PHASE) --out=$(OUT)
+	  --strategy=$(STRATEGY) --phase=$(PHASE) --out=$(OUT) $(FLAGS)
 
 lint: env
 	$(PY) -m ruff check .
