@@ -139,7 +139,7 @@ def run(
     mesh = meshes.make_mesh(cfg.mesh, devices)
     with (
         jax.set_mesh(mesh),
-        contextlib.closing(data or _open_data(cfg, workdir)) as data,
+        contextlib.closing(data or _open_data(cfg, workdir, mesh)) as data,
         checkpoint.Checkpointer(workdir, cfg) as checkpoints,
     ):
         state, step_fn = _begin(cfg, mesh, checkpoints, data)
@@ -174,16 +174,16 @@ def run(
     return state
 
 
-def _open_data(cfg: RunConfig, workdir: pathlib.Path) -> DataIterator:
-    process = jax.process_index()
+def _open_data(cfg: RunConfig, workdir: pathlib.Path, mesh: Mesh) -> DataIterator:
+    process, share = jax.process_index(), shard.row_share(cfg.sharding, mesh)
     name = f"bad_samples_process{process}.jsonl" if process else "bad_samples.jsonl"
     workdir.mkdir(parents=True, exist_ok=True)
     return pipeline.make_dataset(
         cfg.data,
         cfg.model,
         bad_samples=workdir / name,
-        process_index=process,
-        process_count=jax.process_count(),
+        share_index=share.index,
+        share_count=share.count,
     )
 
 

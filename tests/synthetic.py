@@ -10,6 +10,7 @@ from videonsa_jax.config import ComputeConfig, DataConfig, MeshConfig, OptimConf
 from videonsa_jax.data.pack import Bucket, frame_patches, pack
 from videonsa_jax.data.sample import Sample, Visual
 from videonsa_jax.parse import RunConfig
+from videonsa_jax.sharding.shard import RowShare
 
 MODEL = config.PRESETS["tiny"]
 GRID = (2, 8, 8)  # 32 merged tokens, two NSA blocks
@@ -17,6 +18,7 @@ BUCKET = Bucket(vision_tokens=32, text_tokens=16)
 ROWS = 8
 FAST_COMPILE = {"xla_backend_optimization_level": 0}  # of programs that run once
 FRAME_PATCHES = frame_patches([GRID], MODEL)
+WHOLE = RowShare()  # of a process that runs alone
 MESHES = {  # 8 devices for each of `rules.PRESETS`
     "dp": MeshConfig(data=8),
     "fsdp": MeshConfig(fsdp=8),
@@ -67,8 +69,7 @@ def batch(seed: int, rows: int = ROWS) -> dict:
 class Batches:
     """Batch i is drawn from seed i; a process sees its share of each batch's rows."""
 
-    process: int = 0
-    processes: int = 1
+    share: RowShare = WHOLE
     bad_from: int | None = None  # from this batch on, patches are NaN
     end: int | None = None  # asking for this batch fails, as a killed run does
     next_index: int = 0
@@ -83,9 +84,9 @@ class Batches:
         arrays = batch(index)
         if self.bad_from is not None and index >= self.bad_from:
             arrays["patches"][:] = np.nan
-        rows = ROWS // self.processes
-        share = slice(self.process * rows, (self.process + 1) * rows)
-        return {name: value[share] for name, value in arrays.items()}
+        rows = ROWS // self.share.count
+        own = slice(self.share.index * rows, (self.share.index + 1) * rows)
+        return {name: value[own] for name, value in arrays.items()}
 
     def get_state(self) -> dict:
         return {"next_index": self.next_index}

@@ -37,6 +37,12 @@ def test_two_processes_equal_one(tmp_path, one):
     assert_close(tmp_path, one)
 
 
+def test_two_processes_that_share_rows_equal_one(tmp_path, one):
+    shared = {"sharding": "fsdp_cp", "mesh": {"fsdp": 1, "context": 2}}
+    training_program.complete(tmp_path, STEPS | shared | {"data": {"buckets": [[32, 16]]}}, 2)
+    assert_close(tmp_path, one)
+
+
 def test_four_processes_stop_together_and_two_end_as_one(tmp_path, one):
     # JAX looks for the signal once a second.
     with training_program.start(tmp_path, *[STEPS] * 4, seconds_per_batch=1) as programs:

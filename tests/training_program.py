@@ -19,6 +19,8 @@ from tests import synthetic
 from videonsa_jax import metrics, parse, processes
 from videonsa_jax.config import MeshConfig
 from videonsa_jax.parse import RunConfig
+from videonsa_jax.sharding import shard
+from videonsa_jax.sharding.mesh import make_mesh
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 TIMEOUT = 300  # seconds; a program that takes longer hangs
@@ -106,7 +108,8 @@ def main() -> None:
         base = synthetic.run_config(train={"save_every": 1}, mesh=MeshConfig(fsdp=count))
         cfg = parse.build(RunConfig, json.loads(changes), base=base)
         processes.check_same_config(cfg)
-        data = synthetic.Batches(process=process, processes=count, seconds=seconds)
+        share = shard.row_share(cfg.sharding, make_mesh(cfg.mesh))
+        data = synthetic.Batches(share=share, seconds=seconds)
         train.run(cfg, workdir, data=data)
 
 

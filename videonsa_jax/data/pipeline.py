@@ -101,8 +101,8 @@ def make_dataset(
     model: ModelConfig,
     *,
     bad_samples: str | pathlib.Path,
-    process_index: int = 0,
-    process_count: int = 1,
+    share_index: int = 0,
+    share_count: int = 1,
 ) -> Batches:
     """The batches of a training run, without end.
 
@@ -111,27 +111,27 @@ def make_dataset(
       model: token ids, patch geometry, NSA block.
       bad_samples: JSONL file that lists skipped samples; continued if it exists. Each process
         needs its own.
-      process_index: which contiguous share of a batch's rows to yield.
-      process_count: into how many equal shares they are cut.
+      share_index: which contiguous share of a batch's rows to yield.
+      share_count: into how many equal shares they are cut.
 
     Raises:
       UserError: a file is missing, the tokenizer is not the model's, or rows do not divide.
     """
-    if data.batch % process_count:
-        raise UserError(f"data.batch={data.batch} rows do not divide by {process_count} processes")
+    if data.batch % share_count:
+        raise UserError(f"data.batch={data.batch} rows do not divide by {share_count} processes")
     source = open_source(data)
     loader = Loader(data, model, Tokenizer.from_dir(data.tokenizer))
     sizes = grain.MapDataset.range(len(source))
     if data.shuffle:
         sizes = sizes.shuffle(seed=data.seed)  # in another order in each pass
     sizes = sizes.repeat().map(Measure(source, loader))
-    rows = data.batch // process_count
+    rows = data.batch // share_count
     load_rows = LoadRows(
         source,
         loader,
         model,
-        rows=slice(process_index * rows, (process_index + 1) * rows),
-        rejected=slice(process_index, None, process_count),
+        rows=slice(share_index * rows, (share_index + 1) * rows),
+        rejected=slice(share_index, None, share_count),
         threads=data.threads,
     )
     make_planner = functools.partial(
@@ -154,7 +154,7 @@ def make_dataset(
 
     return Batches(
         make_iterator,
-        Ledger(bad_samples, data.max_bad_fraction, records=len(source) // process_count),
+        Ledger(bad_samples, data.max_bad_fraction, records=len(source) // share_count),
         _stream_settings(data, len(source)),
         load.frame_patches(data, model),
     )

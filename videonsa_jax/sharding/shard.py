@@ -117,50 +117,62 @@ def check_rows(
                 )
 
 
-def check_processes(rules: Rules, mesh: Mesh) -> None:
-    """That a process, which loads whole rows, has all the devices that share them.
+@dataclasses.dataclass(frozen=True)
+class RowShare:
+    """The rows of a batch that a process loads: share `index` of `count` equal ones."""
+
+    index: int = 0
+    count: int = 1
+
+
+def row_share(rules: Rules, mesh: Mesh) -> RowShare:
+    """Of this process: the rows that its devices work on.
+
+    Processes whose devices work on the same rows have the same share, and each loads it.
 
     Raises:
-      UserError: some rows are on devices of several processes.
+      UserError: some processes would have to load a part of each other's rows.
     """
     names = rules.names("batch")
-    first = [mesh.axis_names.index(name) for name in names]
-    devices = np.moveaxis(mesh.devices, first, range(len(names)))
-    for group in devices.reshape(math.prod(mesh.shape[name] for name in names), -1):
-        processes = sorted({device.process_index for device in group})
-        if len(processes) > 1:
-            others = (f"{x}={mesh.shape[x]}" for x in mesh.axis_names if x not in names)
-            raise UserError(
-                f"config.mesh: {' x '.join(others)} shares rows between processes {processes}, but "
-                f"each loads rows of its own; use at most {len(group) // len(processes)} devices a "
-                "row"
-            )
+    groups = math.prod(mesh.shape[name] for name in names)
+    axes = [mesh.axis_names.index(name) for name in names]
+    devices = np.moveaxis(mesh.devices, axes, range(len(names))).reshape(groups, -1)
+    held: dict[int, list[int]] = {}  # process -> groups of devices that share a row
+    for group, members in enumerate(devices):
+        for process in {device.process_index for device in members}:
+            held.setdefault(process, []).append(group)
+    shares = sorted({tuple(found) for found in held.values()})
+    if len({len(share) for share in shares}) > 1 or sum(map(len, shares)) > groups:
+        others = " x ".join(f"{x}={mesh.shape[x]}" for x in mesh.axis_names if x not in names)
+        raise UserError(
+            f"config.mesh: {others} lets processes share some of their rows and not others; use "
+            f"sizes that divide, or are a multiple of, the {devices.size // len(held)} devices of "
+            "a process"
+        )
+    return RowShare(shares.index(tuple(held[jax.process_index()])), len(shares))
 
 
 def global_batch(
     arrays: Mapping[str, np.ndarray], frame_patches: int, rules: Rules, mesh: Mesh
 ) -> Batch:
-    """The rows that this process loaded -> its share of the batch of all processes.
+    """The rows that this process loaded -> its part of the batch of all processes.
 
     Args:
-      arrays: the array fields of `Batch`; every process holds equally many rows.
+      arrays: the array fields of `Batch`, of this process's `row_share`.
       frame_patches: its static field.
       rules: `batch` and `seq` say over which mesh axes rows and their slots are split.
       mesh: of all processes.
 
     Raises:
-      UserError: the rows or their slots cannot be split evenly over the mesh, or rows are on
-        devices of several processes.
+      UserError: the rows or their slots cannot be split evenly over the mesh; as `row_share`.
     """
-    if jax.process_count() > 1:
-        check_processes(rules, mesh)
+    count = row_share(rules, mesh).count
     sharding = NamedSharding(mesh, rules.spec("batch", "seq"))
+    placed = {}
     for name, value in arrays.items():
-        check_split(name, len(value) * jax.process_count(), value.shape[1], sharding)
-    placed = {
-        name: jax.make_array_from_process_local_data(sharding, value)
-        for name, value in arrays.items()
-    }
+        shape = (len(value) * count, *value.shape[1:])
+        check_split(name, *shape[:2], sharding)
+        placed[name] = jax.make_array_from_process_local_data(sharding, value, shape)
     return Batch(**placed, frame_patches=frame_patches)
 
 

@@ -34,7 +34,7 @@ def make(videos, tokenizer_dir, model, write_jsonl, tmp_path):
     """Opens the batches of some records."""
     opened = []
 
-    def open_batches(records=None, *, process=(0, 1), **fields):
+    def open_batches(records=None, *, share=(0, 1), **fields):
         if records is None:
             records = [record(f"{i}.mp4", f"Answer {i}.") for i in range(10)]
         data = DataConfig(
@@ -53,9 +53,9 @@ def make(videos, tokenizer_dir, model, write_jsonl, tmp_path):
         batches = pipeline.make_dataset(
             data,
             model,
-            bad_samples=tmp_path / f"bad_samples.{process[0]}.jsonl",
-            process_index=process[0],
-            process_count=process[1],
+            bad_samples=tmp_path / f"bad_samples.{share[0]}.jsonl",
+            share_index=share[0],
+            share_count=share[1],
         )
         opened.append(batches)
         return batches
@@ -180,7 +180,7 @@ def test_processes_share_the_rows_of_the_same_batches(make, bucket_count):
     records = [record(f"{i}.mp4") for i in range(8)] + [record("cut.mp4"), record("none.mp4")]
     fields = {"batch": 4, "buckets": (LARGE, SMALL)[:bucket_count], "max_bad_fraction": 1.0}
     want = take(make(records, **fields), 4)
-    shares = [take(make(records, process=(i, 2), **fields), 4) for i in range(2)]
+    shares = [take(make(records, share=(i, 2), **fields), 4) for i in range(2)]
     for whole, one, other in zip(want, *shares, strict=True):
         for name, value in whole.items():
             np.testing.assert_array_equal(np.concatenate([one[name], other[name]]), value)
@@ -263,7 +263,7 @@ def test_keep_frames_leaves_videos_out_without_counting_them_as_bad(make, tokeni
 
 def test_rows_must_divide_among_processes(make):
     with pytest.raises(UserError, match=r"data.batch=3 rows do not divide by 2 processes"):
-        make(batch=3, process=(0, 2))
+        make(batch=3, share=(0, 2))
 
 
 def test_tokenizer_must_be_the_models(videos, tokenizer_dir, model, tmp_path, write_jsonl):

@@ -153,21 +153,36 @@ def test_rows_that_do_not_divide_are_rejected():
         )
 
 
-def test_rows_of_several_processes_are_rejected():
-    def mesh_of(processes, **sizes):
-        shape = MeshConfig(**sizes)
-        places = np.arange(8) * processes // 8
-        devices = [SimpleNamespace(process_index=int(process)) for process in places]
-        mesh = abstract_mesh(shape)
-        grid = np.array(devices).reshape(tuple(mesh.shape.values()))
-        return SimpleNamespace(axis_names=mesh.axis_names, shape=mesh.shape, devices=grid)
+def mesh_of(processes, **sizes):
+    """8 devices, the first of them in process 0."""
+    mesh = abstract_mesh(MeshConfig(**sizes))
+    places = np.arange(8) * processes // 8
+    devices = [SimpleNamespace(process_index=int(process)) for process in places]
+    grid = np.array(devices).reshape(tuple(mesh.shape.values()))
+    return SimpleNamespace(axis_names=mesh.axis_names, shape=mesh.shape, devices=grid)
 
-    preset = rules.PRESETS["fsdp_cp"]
-    shard.check_processes(preset, mesh_of(2, fsdp=2, context=4))
-    with pytest.raises(
-        UserError, match=r"context=4 shares rows between processes \[0, 1\].*most 2"
-    ):
-        shard.check_processes(preset, mesh_of(4, fsdp=2, context=4))
+
+@pytest.mark.parametrize(
+    ("processes", "sizes", "indices", "count"),
+    [
+        (1, {"fsdp": 2, "context": 4}, [0], 1),
+        (2, {"fsdp": 2, "context": 4}, [0, 1], 2),
+        (4, {"fsdp": 2, "context": 4}, [0, 0, 1, 1], 2),
+        (4, {"context": 8}, [0, 0, 0, 0], 1),
+        (2, {"data": 2, "fsdp": 4}, [0, 1], 2),
+    ],
+)
+def test_processes_that_share_rows_load_the_same(monkeypatch, processes, sizes, indices, count):
+    mesh = mesh_of(processes, **sizes)
+    for process, index in enumerate(indices):
+        monkeypatch.setattr(jax, "process_index", lambda process=process: process)
+        share = shard.row_share(rules.PRESETS["fsdp_cp"], mesh)
+        assert (share.index, share.count) == (index, count)
+
+
+def test_rows_that_processes_share_in_part_are_rejected():
+    with pytest.raises(UserError, match=r"context=4 lets processes share some of their rows"):
+        shard.row_share(rules.PRESETS["fsdp_cp"], mesh_of(3, fsdp=2, context=4))
 
 
 def test_constraints_need_no_mesh():
