@@ -35,6 +35,8 @@ def assert_close(workdir, want):
 def test_two_processes_equal_one(tmp_path, one):
     training_program.complete(tmp_path, STEPS, 2)
     assert_close(tmp_path, one)
+    got, want = (checkpoint.load_params(folder) for folder in (tmp_path, one))
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=2e-5), got, want)
 
 
 def test_two_processes_that_share_rows_equal_one(tmp_path, one):
