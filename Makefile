@@ -73,7 +73,7 @@ compile-check: aot
 
 sharding-report: OUT ?= runs/sharding/$(TOPOLOGY)
 sharding-report: aot
-	$(AOT_RUN) -m videonsa_jax.sharding.report --config=$(CONFIG) --topology=$(TOPOLOGY) \
+	$(AOT_RUN) -m videonsa_jax.aot.report --config=$(CONFIG) --topology=$(TOPOLOGY) \
 	  --strategy=$(STRATEGY) --phase=$(PHASE) --out=$(OUT) $(FLAGS)
 
 lint: env

@@ -15,11 +15,11 @@ from typing import Any
 import jax
 from absl import app, flags, logging
 
-from videonsa_jax import parse
+from videonsa_jax.config import parse
+from videonsa_jax.config.parse import RunConfig
 from videonsa_jax.errors import UserError
 from videonsa_jax.evaluation import setup
 from videonsa_jax.evaluation.runner import evaluate
-from videonsa_jax.parse import RunConfig
 from videonsa_jax.sharding import mesh as meshes
 
 

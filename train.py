@@ -16,17 +16,19 @@ import numpy as np
 from absl import app, flags, logging
 from jax.sharding import AbstractMesh, Mesh, NamedSharding
 
-from videonsa_jax import checkpoint, metrics, parse, preemption, processes, profiling
-from videonsa_jax import state as state_lib
+from videonsa_jax.aot import estimate, programs
+from videonsa_jax.config import parse
+from videonsa_jax.config.parse import RunConfig
 from videonsa_jax.data import pipeline
 from videonsa_jax.errors import UserError
-from videonsa_jax.optimizer import Optimizer, is_adapter
-from videonsa_jax.parse import RunConfig
-from videonsa_jax.preemption import Preempted
-from videonsa_jax.sharding import estimate, programs, shard
 from videonsa_jax.sharding import mesh as meshes
-from videonsa_jax.state import TrainState
-from videonsa_jax.step import CompiledStep
+from videonsa_jax.sharding import shard
+from videonsa_jax.training import checkpoint, metrics, preemption, processes, profiling
+from videonsa_jax.training import state as state_lib
+from videonsa_jax.training.optimizer import Optimizer, is_adapter
+from videonsa_jax.training.preemption import Preempted
+from videonsa_jax.training.state import TrainState
+from videonsa_jax.training.step import CompiledStep
 
 
 class DataIterator(Protocol):

@@ -38,8 +38,8 @@ from benchmarks.aot.shapes import scores
 from benchmarks.aot.target import TARGETS
 from benchmarks.inputs import BLOCK_COUNT, BLOCK_SIZE, HEADS, KV_HEADS, WIDTH, WINDOW_SIZE
 from pallas_kernels.tiles import DTYPES, HEAD_WIDTHS
-from videonsa_jax.sharding.ahead import SPARE, Rejected
-from videonsa_jax.sharding.topology import NotHere
+from videonsa_jax.aot.compile import SPARE, Rejected
+from videonsa_jax.aot.topology import NotHere
 
 BROKEN, MISSING = 1, 3  # exit codes
 COLUMNS = {  # of a kernel's row -> heading of the printed table

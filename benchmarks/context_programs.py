@@ -10,8 +10,8 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from benchmarks.inputs import BLOCK_COUNT, BLOCK_SIZE, HEADS, KV_HEADS, WIDTH, WINDOW_SIZE
 from pallas_kernels import DeviceAxis, NSASpec, combine, nsa_shard_branches, sharded
-from videonsa_jax.sharding.ahead import compile_ahead, memory
-from videonsa_jax.sharding.topology import Topology
+from videonsa_jax.aot.compile import compile_ahead, memory
+from videonsa_jax.aot.topology import Topology
 
 FAST_COMPILE = {"xla_backend_optimization_level": 0}
 VIDEONSA = NSASpec(BLOCK_SIZE, BLOCK_COUNT, WINDOW_SIZE)

@@ -30,8 +30,8 @@ import jax.numpy as jnp
 from benchmarks import device, scaling_plot
 from benchmarks.context_programs import Case, Geometry, compile_apart, temporary_bytes
 from benchmarks.inputs import BLOCK_SIZE
-from videonsa_jax.sharding.hlo import Program
-from videonsa_jax.sharding.topology import GPUS_PER_NODE, parse_topology
+from videonsa_jax.aot.hlo import Program
+from videonsa_jax.aot.topology import GPUS_PER_NODE, parse_topology
 
 MODES = ("gather", "ring")
 PHASES = ("forward", "backward")

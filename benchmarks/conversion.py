@@ -26,7 +26,7 @@ import numpy as np
 from benchmarks.device import processor_name
 from convert import hf_config, hf_directory, layout, manifest, qwen2_5_vl, to_hf, videonsa
 from convert.safetensors_io import Spec, write_file
-from videonsa_jax.config import PRESETS, ModelConfig
+from videonsa_jax.config.schema import PRESETS, ModelConfig
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 DTYPE = np.dtype(ml_dtypes.bfloat16)

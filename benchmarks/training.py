@@ -5,8 +5,8 @@
 The model is a Qwen2.5-VL of the 1B class (1.6 billion parameters in the decoder with its gates, 0.7
 billion in the vision tower), or `--preset`, in bfloat16 with AdamW. A row is a random video and
 random text. Prints, and writes to FILE.json, for each attention: seconds a step, tokens a second,
-peak memory, and MFU: the needed operations (`videonsa_jax/flops.py`) over what the device could do
-at its stated peak.
+peak memory, and MFU: the needed operations (`videonsa_jax/aot/flops.py`) over what the device could
+do at its stated peak.
 """
 
 import argparse
@@ -23,9 +23,11 @@ import jax
 import numpy as np
 
 from benchmarks.device import device_name, gpu_state
-from videonsa_jax import state as state_lib
+from videonsa_jax.aot.flops import row_flops
+from videonsa_jax.aot.topology import CHIPS
 from videonsa_jax.batch import Batch
-from videonsa_jax.config import (
+from videonsa_jax.config.parse import RunConfig
+from videonsa_jax.config.schema import (
     PRESETS,
     ComputeConfig,
     DataConfig,
@@ -35,12 +37,10 @@ from videonsa_jax.config import (
 )
 from videonsa_jax.data.pack import Bucket, frame_patches, pack
 from videonsa_jax.data.sample import Sample, Visual
-from videonsa_jax.flops import row_flops
-from videonsa_jax.optimizer import Optimizer
-from videonsa_jax.parse import RunConfig
 from videonsa_jax.sharding.mesh import make_mesh
-from videonsa_jax.sharding.topology import CHIPS
-from videonsa_jax.step import CompiledStep
+from videonsa_jax.training import state as state_lib
+from videonsa_jax.training.optimizer import Optimizer
+from videonsa_jax.training.step import CompiledStep
 
 FRAME = (16, 16)  # patches of a frame pair: 64 tokens
 WARM_UP = 2  # steps

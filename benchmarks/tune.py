@@ -25,7 +25,7 @@ from benchmarks.inputs import WIDTH
 from benchmarks.timing import calls_per_sample, seconds
 from pallas_kernels import tiles
 from pallas_kernels.tiles import TileParams
-from videonsa_jax.sharding.ahead import Rejected
+from videonsa_jax.aot.compile import Rejected
 
 ROUNDS = 20
 OPERATIONS = {  # kernel -> the operation that runs it

@@ -4,9 +4,9 @@ python train.py --config=configs/videonsa_7b_sft.py --workdir=runs/videonsa_7b
 
 The paper's recipe, split over 8 GPUs; configs/videonsa_7b_sft.py:pod64 and :pod256 split the same
 rows over 64 chips of TPU v5p and over 256 of v5e or v6e. It starts from `train.init_from`,
-Qwen2.5-VL's weights in a folder of `videonsa_jax.checkpoint.save_params`, and reads the dataset's
-JSON files and videos under data/llava_video_178k. The variant configs/videonsa_7b_sft.py:smoke
-takes the same data through a tiny model on one device.
+Qwen2.5-VL's weights as `python -m convert from-hf` writes them, and reads the dataset's JSON files
+and videos under data/llava_video_178k. The variant configs/videonsa_7b_sft.py:smoke takes the same
+data through a tiny model on one device.
 """
 
 from ml_collections import ConfigDict

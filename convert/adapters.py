@@ -6,8 +6,8 @@ from collections.abc import Mapping
 import numpy as np
 
 from convert.orbax_stream import Index, StoredArray
-from videonsa_jax.config import LoRAConfig
-from videonsa_jax.optimizer import is_adapter
+from videonsa_jax.config.schema import LoRAConfig
+from videonsa_jax.training.optimizer import is_adapter
 
 
 @dataclasses.dataclass(frozen=True)

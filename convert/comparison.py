@@ -14,10 +14,10 @@ from convert.layout import Param
 from convert.matching import EMBEDDING, HEAD, is_tied_copy
 from convert.orbax_stream import StoredArray
 from convert.safetensors_io import Stored
-from videonsa_jax import parse
-from videonsa_jax.config import ModelConfig
+from videonsa_jax.config import parse
+from videonsa_jax.config.schema import ModelConfig
 from videonsa_jax.errors import UserError
-from videonsa_jax.evaluation.progress import Progress
+from videonsa_jax.progress import Progress
 
 Arrays = Mapping[str, StoredArray]
 Tensors = Mapping[str, Stored]

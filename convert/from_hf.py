@@ -23,9 +23,9 @@ from convert.layout import Box, Param
 from convert.manifest import Hashes, Manifest, Record
 from convert.matching import DTYPES, Match
 from convert.orbax_stream import Index, LazyArray
-from videonsa_jax.config import AttentionMode, ModelConfig
+from videonsa_jax.config.schema import AttentionMode, ModelConfig
 from videonsa_jax.errors import UserError
-from videonsa_jax.evaluation.progress import Progress
+from videonsa_jax.progress import Progress
 
 CARRIED = "hf"  # folder in a converted checkpoint: config, tokenizer, processor of the source
 

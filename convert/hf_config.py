@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from convert.json_section import Section
-from videonsa_jax.config import (
+from videonsa_jax.config.schema import (
     AttentionMode,
     ModelConfig,
     NSAConfig,

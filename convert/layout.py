@@ -8,8 +8,8 @@ import numpy as np
 from flax import nnx, traverse_util
 
 from convert.table import Row
-from videonsa_jax.config import ModelConfig
-from videonsa_jax.model import VideoNSA
+from videonsa_jax.config.schema import ModelConfig
+from videonsa_jax.model.model import VideoNSA
 
 BOX_BYTES = 64 * 2**20  # moved at once; also the size of a stored chunk
 

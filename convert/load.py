@@ -11,7 +11,7 @@ from flax import traverse_util
 from convert import hf_config, hf_directory, matching
 from convert.layout import Param
 from convert.matching import Match
-from videonsa_jax.config import ModelConfig
+from videonsa_jax.config.schema import ModelConfig
 from videonsa_jax.errors import UserError
 
 

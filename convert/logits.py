@@ -13,12 +13,12 @@ import jax
 import numpy as np
 from flax import nnx
 
-from videonsa_jax import checkpoint
 from videonsa_jax.batch import Batch
-from videonsa_jax.config import AttentionMode, ComputeConfig, ModelConfig
+from videonsa_jax.config.schema import AttentionMode, ComputeConfig, ModelConfig
 from videonsa_jax.data import hf_inputs, pack
 from videonsa_jax.errors import UserError
-from videonsa_jax.model import VideoNSA
+from videonsa_jax.model.model import VideoNSA
+from videonsa_jax.training import checkpoint
 
 Arrays = Mapping[str, np.ndarray]
 

@@ -14,9 +14,9 @@ from convert.hf_config import Architecture
 from convert.hf_directory import CONFIG, HFDirectory
 from convert.layout import Param
 from convert.safetensors_io import Spec, Stored
-from videonsa_jax.config import ModelConfig
+from videonsa_jax.config.schema import ModelConfig
 from videonsa_jax.errors import UserError
-from videonsa_jax.layers import INIT_STDDEV
+from videonsa_jax.model.layers import INIT_STDDEV
 
 DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
 FLOATS = (*DTYPES.values(), np.dtype(np.float16))

@@ -1,7 +1,7 @@
 """Orbax checkpoints written and read in parts, so that no parameter is ever whole in memory.
 
 Orbax stays in charge of names, metadata and completeness; only the numbers of each array go through
-TensorStore box by box. What is written is what `videonsa_jax.checkpoint.save_params` would write.
+TensorStore box by box. What is written is what `training.checkpoint.save_params` would write.
 """
 
 import collections
@@ -23,9 +23,9 @@ from flax import traverse_util
 from orbax.checkpoint import type_handlers
 
 from convert import layout
-from videonsa_jax import checkpoint
-from videonsa_jax.config import ModelConfig
+from videonsa_jax.config.schema import ModelConfig
 from videonsa_jax.errors import UserError
+from videonsa_jax.training import checkpoint
 
 Index = tuple[slice, ...]
 IN_FLIGHT = 3  # boxes being written or read at a time

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 
 from convert import logits
-from videonsa_jax import checkpoint
-from videonsa_jax.config import ModelConfig
+from videonsa_jax.config.schema import ModelConfig
 from videonsa_jax.data import hf_inputs, positions
 from videonsa_jax.errors import UserError
+from videonsa_jax.training import checkpoint
 
 RELATIVE_LIMIT = 1e-4  # of the largest logit; both sides compute in float32
 

@@ -1,7 +1,7 @@
 """The rows of stock Qwen2.5-VL."""
 
 from convert.table import KEEP, LINEAR, Row, linear, patch_conv, vector
-from videonsa_jax.config import ModelConfig, TextConfig, VisionConfig
+from videonsa_jax.config.schema import ModelConfig, TextConfig, VisionConfig
 
 
 def rows(cfg: ModelConfig) -> tuple[Row, ...]:

@@ -34,10 +34,10 @@ from convert.matching import DTYPES, EMBEDDING
 from convert.orbax_stream import StoredArray
 from convert.safetensors_io import Spec, Stored
 from convert.table import Row
-from videonsa_jax import checkpoint
-from videonsa_jax.config import ModelConfig
+from videonsa_jax.config.schema import ModelConfig
 from videonsa_jax.errors import UserError
-from videonsa_jax.evaluation.progress import Progress
+from videonsa_jax.progress import Progress
+from videonsa_jax.training import checkpoint
 
 ROWS = {"qwen2_5_vl": qwen2_5_vl.rows, "videonsa": videonsa.rows}
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}

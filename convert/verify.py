@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from convert import comparison, hf_directory, parity
 from convert.comparison import Report
 from convert.parity import Agreement
-from videonsa_jax import checkpoint
-from videonsa_jax.config import ModelConfig
+from videonsa_jax.config.schema import ModelConfig
+from videonsa_jax.training import checkpoint
 
 SHOWN = 10  # lines of one kind; the rest is counted
 

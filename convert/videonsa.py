@@ -2,7 +2,7 @@
 
 from convert import qwen2_5_vl
 from convert.table import LINEAR, Row
-from videonsa_jax.config import ModelConfig
+from videonsa_jax.config.schema import ModelConfig
 
 
 def rows(cfg: ModelConfig) -> tuple[Row, ...]:

@@ -21,15 +21,15 @@ import jax
 from absl import logging
 
 import train
-from videonsa_jax import parse
 from videonsa_jax.analysis import attended, gates, inputs, loss, selection
+from videonsa_jax.config import parse
+from videonsa_jax.config.parse import RunConfig
 from videonsa_jax.data import chat, needle, sources
 from videonsa_jax.data.tokenizer import Tokenizer, train_bpe
 from videonsa_jax.errors import UserError
 from videonsa_jax.evaluation import setup
-from videonsa_jax.evaluation.progress import Progress
 from videonsa_jax.evaluation.runner import Examiner, evaluate
-from videonsa_jax.parse import RunConfig
+from videonsa_jax.progress import Progress
 from videonsa_jax.sharding import mesh as meshes
 
 CONFIG = pathlib.Path(__file__).parents[1] / "configs/demo.py"

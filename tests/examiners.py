@@ -4,8 +4,8 @@ import dataclasses
 import pathlib
 
 from tests import small_models
-from videonsa_jax import config
-from videonsa_jax.config import DataConfig, EvalConfig, ModelConfig, NSAConfig
+from videonsa_jax.config import schema as config
+from videonsa_jax.config.schema import DataConfig, EvalConfig, ModelConfig, NSAConfig
 from videonsa_jax.data import needle
 from videonsa_jax.data.tokenizer import Tokenizer, train_bpe
 from videonsa_jax.evaluation.runner import Examiner

@@ -7,7 +7,7 @@ import numpy as np
 from scipy.special import erf, expit
 
 from tests import small_models
-from videonsa_jax.config import ModelConfig
+from videonsa_jax.config.schema import ModelConfig
 
 
 def gates_of(normed: np.ndarray, params: dict, cfg: ModelConfig) -> np.ndarray:

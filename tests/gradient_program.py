@@ -8,13 +8,13 @@ import numpy as np
 from flax import traverse_util
 
 from tests import synthetic
-from videonsa_jax import state as state_lib
-from videonsa_jax.optimizer import Optimizer
-from videonsa_jax.parse import RunConfig
+from videonsa_jax.aot.hlo import Collective, Program
+from videonsa_jax.config.parse import RunConfig
 from videonsa_jax.sharding import shard
-from videonsa_jax.sharding.hlo import Collective, Program
 from videonsa_jax.sharding.mesh import make_mesh
-from videonsa_jax.step import gradients
+from videonsa_jax.training import state as state_lib
+from videonsa_jax.training.optimizer import Optimizer
+from videonsa_jax.training.step import gradients
 
 
 class GradientProgram:

@@ -11,7 +11,7 @@ from safetensors.numpy import load_file, save_file
 
 from convert import hf_config, names, qwen2_5_vl, table, videonsa
 from tests import small_models
-from videonsa_jax.config import ModelConfig
+from videonsa_jax.config.schema import ModelConfig
 
 INDEX = "model.safetensors.index.json"
 

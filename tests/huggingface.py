@@ -6,7 +6,7 @@ import transformers
 
 from convert import names
 from tests.small_models import END, IMAGE, PAD, VIDEO
-from videonsa_jax.config import ModelConfig
+from videonsa_jax.config.schema import ModelConfig
 
 
 def torch_config(cfg: ModelConfig) -> transformers.Qwen2_5_VLConfig:

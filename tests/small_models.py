@@ -12,7 +12,7 @@ import numpy as np
 from flax import nnx
 
 from videonsa_jax.batch import Batch
-from videonsa_jax.config import (
+from videonsa_jax.config.schema import (
     AttentionMode,
     ComputeConfig,
     ModelConfig,
@@ -22,7 +22,7 @@ from videonsa_jax.config import (
 )
 from videonsa_jax.data import hf_inputs, pack
 from videonsa_jax.data.sample import Sample
-from videonsa_jax.model import VideoNSA
+from videonsa_jax.model.model import VideoNSA
 
 IMAGE, VIDEO, START, END = 90, 91, 92, 93
 VOCAB = 97

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from examples import demo
-from videonsa_jax import checkpoint, metrics
 from videonsa_jax.data import needle
+from videonsa_jax.training import checkpoint, metrics
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 STEPS = 6

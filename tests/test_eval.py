@@ -13,10 +13,16 @@ from flax import nnx
 
 import eval as program
 from tests import examiners
-from videonsa_jax import checkpoint
-from videonsa_jax.config import ComputeConfig, EvalConfig, MeshConfig, OptimConfig, TrainConfig
+from videonsa_jax.config.parse import RunConfig
+from videonsa_jax.config.schema import (
+    ComputeConfig,
+    EvalConfig,
+    MeshConfig,
+    OptimConfig,
+    TrainConfig,
+)
 from videonsa_jax.errors import UserError
-from videonsa_jax.parse import RunConfig
+from videonsa_jax.training import checkpoint
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 

@@ -12,8 +12,8 @@ import pytest
 
 import train
 from tests import synthetic, training_program
-from videonsa_jax import checkpoint, metrics, preemption, profiling
 from videonsa_jax.errors import UserError
+from videonsa_jax.training import checkpoint, metrics, preemption, profiling
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tests import training_program
-from videonsa_jax import checkpoint, metrics, preemption
+from videonsa_jax.training import checkpoint, metrics, preemption
 
 pytestmark = pytest.mark.slow
 

@@ -3,16 +3,16 @@
 import importlib
 
 _HOMES = {  # public name -> module; imported on first use, so that data workers never import JAX
-    "PRESETS": "config",
+    "PRESETS": "config.schema",
     "Batch": "batch",
     "Cache": "batch",
-    "ComputeConfig": "config",
-    "ModelConfig": "config",
-    "NSAConfig": "config",
-    "TextConfig": "config",
-    "VideoNSA": "model",
-    "VisionConfig": "config",
-    "next_token_loss": "loss",
+    "ComputeConfig": "config.schema",
+    "ModelConfig": "config.schema",
+    "NSAConfig": "config.schema",
+    "TextConfig": "config.schema",
+    "VideoNSA": "model.model",
+    "VisionConfig": "config.schema",
+    "next_token_loss": "training.loss",
 }
 
 __all__ = sorted(_HOMES)

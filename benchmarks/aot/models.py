@@ -7,10 +7,10 @@ from jax.sharding import Mesh
 
 from benchmarks.aot.report import Compiled
 from benchmarks.aot.target import Target
-from videonsa_jax.parse import RunConfig, load_config, parse
-from videonsa_jax.sharding import programs
-from videonsa_jax.sharding.programs import RowShape
-from videonsa_jax.sharding.topology import Topology, parse_topology
+from videonsa_jax.aot import programs
+from videonsa_jax.aot.programs import RowShape
+from videonsa_jax.aot.topology import Topology, parse_topology
+from videonsa_jax.config.parse import RunConfig, load_config, parse
 
 CONFIG = str(pathlib.Path(__file__).parents[2] / "configs" / "videonsa_7b_sft.py")
 VARIANTS = {"h100": "full", "v5e": "pod256", "v5p": "pod64", "v6e": "pod256"}

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from videonsa_jax.sharding.ahead import MemoryUse
+from videonsa_jax.aot.compile import MemoryUse
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,7 +4,7 @@ import math
 import re
 from collections.abc import Collection
 
-from videonsa_jax.sharding.hlo import Program
+from videonsa_jax.aot.hlo import Program
 
 
 def scores(hlo: str, tokens: int, block_size: int, heads: Collection[int]) -> set[str]:

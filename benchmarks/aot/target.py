@@ -11,8 +11,8 @@ from jax.sharding import Mesh, SingleDeviceSharding
 
 from benchmarks.aot import hopper, tpu
 from benchmarks.aot.report import Compiled, KernelUse
-from videonsa_jax.sharding.ahead import compile_ahead, memory
-from videonsa_jax.sharding.topology import Topology, parse_topology
+from videonsa_jax.aot.compile import compile_ahead, memory
+from videonsa_jax.aot.topology import Topology, parse_topology
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,7 +5,7 @@ import re
 
 from benchmarks.aot.report import KernelUse
 from pallas_kernels import tpu_sizes
-from videonsa_jax.sharding.hlo import one_line_each
+from videonsa_jax.aot.hlo import one_line_each
 
 # An instruction that runs a Mosaic kernel: its name, and what it took of memory space 1, VMEM.
 KERNEL = re.compile(r'%([\w.-]+) = [^\n]*custom_call_target="tpu_custom_call"[^\n]*')

@@ -7,7 +7,7 @@ import pytest
 
 from convert import hf_config
 from tests import small_models
-from videonsa_jax.config import PRESETS, NSAConfig
+from videonsa_jax.config.schema import PRESETS, NSAConfig
 from videonsa_jax.errors import UserError
 
 # As on the hub. The 32B was saved by transformers 4.49, which leaves defaults of the vision tower

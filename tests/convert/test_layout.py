@@ -8,7 +8,7 @@ import pytest
 
 from convert import layout, videonsa
 from tests import small_models
-from videonsa_jax.config import PRESETS
+from videonsa_jax.config.schema import PRESETS
 
 
 @pytest.mark.parametrize("preset", [name for name in PRESETS if name != "tiny"])

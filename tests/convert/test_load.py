@@ -9,7 +9,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from convert import layout, load, safetensors_io, table, videonsa
 from tests import hf_folder, small_models
-from videonsa_jax.config import MeshConfig
+from videonsa_jax.config.schema import MeshConfig
 from videonsa_jax.errors import UserError
 from videonsa_jax.sharding.mesh import make_mesh
 

@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks import conversion
 from tests import hf_folder, small_models
-from videonsa_jax.config import PRESETS
+from videonsa_jax.config.schema import PRESETS
 
 MEBIBYTE = 2**20
 # A few boxes of 64 MiB are read, transposed, encoded and written at a time, whatever the size.

@@ -17,8 +17,8 @@ import transformers
 from convert import from_hf, logits, names, to_hf
 from tests import hf_folder, huggingface, small_models
 from tests.small_models import IMAGE, VIDEO, Vision
-from videonsa_jax import checkpoint
-from videonsa_jax.config import PRESETS, ModelConfig
+from videonsa_jax.config.schema import PRESETS, ModelConfig
+from videonsa_jax.training import checkpoint
 
 pytestmark = pytest.mark.torch
 

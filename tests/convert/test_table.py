@@ -8,7 +8,7 @@ import pytest
 
 from convert import names, qwen2_5_vl, table, videonsa
 from tests import small_models
-from videonsa_jax.config import PRESETS, ModelConfig
+from videonsa_jax.config.schema import PRESETS, ModelConfig
 
 CFG = small_models.config(heads=6, kv_heads=2)
 

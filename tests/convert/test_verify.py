@@ -10,7 +10,7 @@ import pytest
 
 from convert import from_hf, orbax_stream, parity, verify
 from tests import hf_folder, small_models
-from videonsa_jax import checkpoint
+from videonsa_jax.training import checkpoint
 
 CFG = small_models.config(heads=7, kv_heads=1, tied=True)
 UP, EMBEDDING = "model.layers.1.mlp.up_proj.weight", "model.embed_tokens.weight"

@@ -21,7 +21,7 @@ from pallas_kernels import (
     sharded,
 )
 from tests import testing
-from videonsa_jax.sharding.hlo import Program
+from videonsa_jax.aot.hlo import Program
 
 ROWS, HEADS, KV_HEADS = 2, 4, 2
 FAST_COMPILE = {"xla_backend_optimization_level": 0}

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from absl import logging
 
-from videonsa_jax import parse
 from videonsa_jax.analysis import attended, gates, loss, selection
+from videonsa_jax.config import parse
 from videonsa_jax.errors import UserError
 
 VERBS = {"loss": loss, "gates": gates, "selection": selection, "attended": attended}

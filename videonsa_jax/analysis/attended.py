@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from videonsa_jax.analysis import inputs, report
-from videonsa_jax.config import NSAConfig
+from videonsa_jax.config.schema import NSAConfig
 
 
 @dataclasses.dataclass(frozen=True)

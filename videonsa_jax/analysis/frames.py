@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 
-from videonsa_jax.config import VisionConfig
+from videonsa_jax.config.schema import VisionConfig
 from videonsa_jax.data import processor
 from videonsa_jax.data.sample import Sample, Visual
 

@@ -9,9 +9,9 @@ import numpy as np
 
 from videonsa_jax.analysis import inputs, report, trace
 from videonsa_jax.data.sample import Sample
-from videonsa_jax.evaluation.progress import Progress
 from videonsa_jax.evaluation.runner import Examiner
-from videonsa_jax.gates import BRANCHES
+from videonsa_jax.model.gates import BRANCHES
+from videonsa_jax.progress import Progress
 
 LABELS = {"cmp": "compressed", "slc": "selected", "swa": "window"}
 BINS = 1000  # quartiles are exact to one bin of [0, 1]

@@ -7,14 +7,14 @@ from collections.abc import Iterator, Sequence
 
 import jax
 
-from videonsa_jax import parse
+from videonsa_jax.config import parse
+from videonsa_jax.config.parse import RunConfig
 from videonsa_jax.data.errors import BadSample
 from videonsa_jax.data.sample import Sample
 from videonsa_jax.errors import UserError
 from videonsa_jax.evaluation import setup
 from videonsa_jax.evaluation.question import Question
 from videonsa_jax.evaluation.runner import Examiner
-from videonsa_jax.parse import RunConfig
 from videonsa_jax.sharding import mesh as meshes
 
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from videonsa_jax import metrics
 from videonsa_jax.analysis import report
 from videonsa_jax.errors import UserError
+from videonsa_jax.training import metrics
 
 PANELS = {"loss": "loss (nats per target token)", "accuracy": "accuracy of target tokens"}
 SMOOTHING = 0.05  # share of a run's rows that the bold line averages

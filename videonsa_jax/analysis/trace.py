@@ -8,12 +8,12 @@ import jax
 from flax import nnx
 
 from pallas_kernels import BlockSet
-from videonsa_jax.attention import Places, Streams
 from videonsa_jax.batch import Batch
-from videonsa_jax.config import ComputeConfig
+from videonsa_jax.config.schema import ComputeConfig
 from videonsa_jax.errors import UserError
-from videonsa_jax.model import VideoNSA
-from videonsa_jax.nsa import selected_blocks
+from videonsa_jax.model.attention import Places, Streams
+from videonsa_jax.model.model import VideoNSA
+from videonsa_jax.model.nsa import selected_blocks
 
 
 class Decisions(NamedTuple):

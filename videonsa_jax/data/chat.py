@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from videonsa_jax.config import VisionConfig
+from videonsa_jax.config.schema import VisionConfig
 from videonsa_jax.data import processor
 from videonsa_jax.data.sample import Sample, Visual
 from videonsa_jax.data.tokenizer import (

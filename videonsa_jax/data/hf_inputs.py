@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from videonsa_jax.config import ModelConfig
+from videonsa_jax.config.schema import ModelConfig
 from videonsa_jax.data import positions
 from videonsa_jax.data.sample import Sample, Visual
 

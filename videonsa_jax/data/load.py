@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from videonsa_jax.config import DataConfig, ModelConfig, VisionConfig
+from videonsa_jax.config.schema import DataConfig, ModelConfig, VisionConfig
 from videonsa_jax.data import chat, pack, processor
 from videonsa_jax.data.errors import BadSample
 from videonsa_jax.data.sample import Sample, Visual

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from videonsa_jax.config import ModelConfig
+from videonsa_jax.config.schema import ModelConfig
 from videonsa_jax.data import positions
 from videonsa_jax.data.sample import Sample
 

@@ -18,7 +18,7 @@ import grain
 import numpy as np
 from absl import flags
 
-from videonsa_jax.config import DataConfig, ModelConfig
+from videonsa_jax.config.schema import DataConfig, ModelConfig
 from videonsa_jax.data import load, pack
 from videonsa_jax.data.errors import BadSample
 from videonsa_jax.data.ledger import Ledger

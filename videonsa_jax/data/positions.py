@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from videonsa_jax.config import ModelConfig, VisionConfig
+from videonsa_jax.config.schema import ModelConfig, VisionConfig
 from videonsa_jax.data.sample import Visual
 
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from absl import app, flags, logging
 
-from videonsa_jax import parse
+from videonsa_jax.config import parse
 from videonsa_jax.data import pipeline, tfds_builder
 from videonsa_jax.errors import UserError
 

@@ -6,7 +6,7 @@ import math
 import numpy as np
 from PIL import Image
 
-from videonsa_jax.config import VisionConfig
+from videonsa_jax.config.schema import VisionConfig
 from videonsa_jax.data.sample import Visual
 from videonsa_jax.data.video import Frames, frames_from_arrays
 

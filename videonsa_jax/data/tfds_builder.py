@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from videonsa_jax.config import DataConfig, VisionConfig
+from videonsa_jax.config.schema import DataConfig, VisionConfig
 from videonsa_jax.data.chat import Message
 from videonsa_jax.data.errors import BadSample
 from videonsa_jax.data.ledger import Ledger

@@ -13,18 +13,18 @@ from typing import Any
 import numpy as np
 
 from videonsa_jax.batch import Batch
-from videonsa_jax.config import DataConfig, EvalConfig
+from videonsa_jax.config.schema import DataConfig, EvalConfig
 from videonsa_jax.data import load, pack, sources
 from videonsa_jax.data.errors import BadSample
 from videonsa_jax.data.pack import Bucket
 from videonsa_jax.data.sample import Sample, Visual
 from videonsa_jax.data.tokenizer import Tokenizer
 from videonsa_jax.evaluation import scoring
-from videonsa_jax.evaluation.progress import Progress
 from videonsa_jax.evaluation.question import Question
 from videonsa_jax.evaluation.results import ResultFile, write_json
-from videonsa_jax.generate import generate
-from videonsa_jax.model import VideoNSA
+from videonsa_jax.model.generate import generate
+from videonsa_jax.model.model import VideoNSA
+from videonsa_jax.progress import Progress
 from videonsa_jax.sharding.rules import Rules
 
 SAMPLING = ("fps", "min_frames", "max_frames", "min_pixels", "max_pixels", "total_pixels")

@@ -5,13 +5,13 @@ import dataclasses
 from flax import nnx, traverse_util
 from jax.sharding import Mesh
 
-from videonsa_jax import checkpoint, state
+from videonsa_jax.config.parse import RunConfig
 from videonsa_jax.data.tokenizer import Tokenizer
 from videonsa_jax.errors import UserError
 from videonsa_jax.evaluation import tasks
 from videonsa_jax.evaluation.question import Question
 from videonsa_jax.evaluation.runner import Examiner
-from videonsa_jax.parse import RunConfig
+from videonsa_jax.training import checkpoint, state
 
 
 def open_examiner(cfg: RunConfig, folder: str, mesh: Mesh, *, blind: bool = False) -> Examiner:

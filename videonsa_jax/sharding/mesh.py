@@ -7,7 +7,7 @@ import jax
 from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh
 
-from videonsa_jax.config import MeshConfig
+from videonsa_jax.config.schema import MeshConfig
 from videonsa_jax.errors import UserError
 from videonsa_jax.sharding.rules import MESH_AXES as AXES
 

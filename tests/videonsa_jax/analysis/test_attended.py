@@ -6,7 +6,7 @@ import pytest
 from pallas_kernels import NSASpec, nsa_blocks
 from pallas_kernels.blocks import unpack
 from videonsa_jax.analysis import attended
-from videonsa_jax.config import NSAConfig
+from videonsa_jax.config.schema import NSAConfig
 
 SIZES = [NSAConfig(4, 2, 6), NSAConfig(4, 1, 1), NSAConfig(8, 3, 5), NSAConfig(1, 2, 3)]
 

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 
 from tests import small_models
-from videonsa_jax import attention
 from videonsa_jax.analysis import trace
 from videonsa_jax.errors import UserError
+from videonsa_jax.model import attention
 
 
 def batch_of(cfg):

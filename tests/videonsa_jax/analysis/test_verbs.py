@@ -10,12 +10,12 @@ from flax import nnx
 from PIL import Image
 
 from tests import examiners
-from videonsa_jax import checkpoint
 from videonsa_jax.analysis import __main__ as program
 from videonsa_jax.analysis import attended, frames, gates, loss, selection
-from videonsa_jax.config import NSAConfig
+from videonsa_jax.config.schema import NSAConfig
 from videonsa_jax.errors import UserError
 from videonsa_jax.evaluation import tasks
+from videonsa_jax.training import checkpoint
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import av
 import numpy as np
 import pytest
 
-from videonsa_jax import config
+from videonsa_jax.config import schema as config
 from videonsa_jax.data import tokenizer as tokenizers
 from videonsa_jax.data.tokenizer import Tokenizer
 

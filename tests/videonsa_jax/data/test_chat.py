@@ -4,7 +4,7 @@ import jinja2
 import numpy as np
 import pytest
 
-from videonsa_jax.config import PRESETS
+from videonsa_jax.config.schema import PRESETS
 from videonsa_jax.data import chat
 from videonsa_jax.data.chat import Message
 from videonsa_jax.data.sample import Visual

@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from videonsa_jax.config import DataConfig
+from videonsa_jax.config.schema import DataConfig
 from videonsa_jax.data import load, pipeline
 from videonsa_jax.errors import UserError
 

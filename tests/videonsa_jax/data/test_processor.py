@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from videonsa_jax.config import PRESETS
+from videonsa_jax.config.schema import PRESETS
 from videonsa_jax.data import processor
 from videonsa_jax.data.video import Frames
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from videonsa_jax.config import DataConfig
+from videonsa_jax.config.schema import DataConfig
 from videonsa_jax.data import pipeline, tfds_builder
 from videonsa_jax.data.load import Loader
 from videonsa_jax.data.sources import JsonSource

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tests import examiners
-from videonsa_jax.config import EvalConfig
+from videonsa_jax.config.schema import EvalConfig
 from videonsa_jax.errors import UserError
 from videonsa_jax.evaluation import tasks
 from videonsa_jax.evaluation.runner import Examiner, evaluate

@@ -3,7 +3,7 @@
 import jax
 import pytest
 
-from videonsa_jax.config import MeshConfig
+from videonsa_jax.config.schema import MeshConfig
 from videonsa_jax.errors import UserError
 from videonsa_jax.sharding.mesh import make_mesh
 

@@ -7,7 +7,7 @@ import pytest
 
 from tests import synthetic
 from tests.gradient_program import GradientProgram, assert_equal
-from videonsa_jax.config import ComputeConfig, MeshConfig
+from videonsa_jax.config.schema import ComputeConfig, MeshConfig
 from videonsa_jax.sharding import rules
 
 LEAST = 20_000  # bytes of an exchange that is written down

@@ -8,15 +8,15 @@ import pytest
 
 import train
 from tests import synthetic
-from videonsa_jax import checkpoint, metrics
-from videonsa_jax import state as state_lib
-from videonsa_jax.checkpoint import Checkpointer
-from videonsa_jax.config import ComputeConfig, MeshConfig
-from videonsa_jax.optimizer import Optimizer
-from videonsa_jax.parse import RunConfig
+from videonsa_jax.config.parse import RunConfig
+from videonsa_jax.config.schema import ComputeConfig, MeshConfig
 from videonsa_jax.sharding import rules
 from videonsa_jax.sharding.mesh import make_mesh
-from videonsa_jax.state import TrainState
+from videonsa_jax.training import checkpoint, metrics
+from videonsa_jax.training import state as state_lib
+from videonsa_jax.training.checkpoint import Checkpointer
+from videonsa_jax.training.optimizer import Optimizer
+from videonsa_jax.training.state import TrainState
 
 pytestmark = pytest.mark.slow
 
