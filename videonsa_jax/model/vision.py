@@ -1,5 +1,7 @@
 """The vision tower: patches -> features of merged tokens, in window order throughout."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -101,13 +103,16 @@ class VisionTower(nnx.Module):
     def _mix(self, frame_patches: int):
         """Attention of a layer, each device on its own rows, heads and patches."""
         cfg, axis = self.cfg, self.rules.devices("seq")
+        attention = functools.partial(
+            interval_attention, implementation=self.compute.implementation
+        )
 
         def attend(is_full, windows, frames, *qkv):
             def in_windows(*qkv):
-                return interval_attention(*qkv, interval=windows, max_length=cfg.window_patches)
+                return attention(*qkv, interval=windows, max_length=cfg.window_patches)
 
             def in_frames(*qkv):
-                return interval_attention(*qkv, interval=frames, max_length=frame_patches)
+                return attention(*qkv, interval=frames, max_length=frame_patches)
 
             return jax.lax.cond(is_full, in_frames, in_windows, *qkv)
 
