@@ -9,8 +9,6 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import optax
 from flax import traverse_util
 
@@ -79,13 +77,15 @@ class Optimizer:
         """The inverse of `split`."""
         return traverse_util.unflatten_dict({**frozen, **trained}, sep="/")
 
-    def learning_rate(self, updates: jax.Array, peak: float) -> jax.Array:
-        """Linear from `peak`/warm-up steps to `peak`, then a cosine; `updates` were made before."""
+    def learning_rate(self, peak: float) -> optax.Schedule:
+        """Updates made before -> linear from `peak`/warm-up steps to `peak`, then a cosine."""
         warmup = round(self.cfg.warmup_ratio * self.steps)
-        progress = (updates - warmup) / max(self.steps - warmup, 1)
-        cosine = 0.5 * (1 + jnp.cos(jnp.pi * jnp.clip(progress, 0, 1)))
-        decay = self.cfg.final_lr_ratio + (1 - self.cfg.final_lr_ratio) * cosine
-        return peak * jnp.where(updates < warmup, (updates + 1) / max(warmup, 1), decay)
+        decay_steps = max(self.steps - warmup, 1)
+        cosine = optax.cosine_decay_schedule(peak, decay_steps, self.cfg.final_lr_ratio)
+        if warmup == 0:
+            return cosine
+        linear = optax.linear_schedule(peak / warmup, peak, max(warmup - 1, 1))
+        return optax.join_schedules([linear, cosine], [warmup])
 
     def transformation(self) -> optax.GradientTransformation:
         """The update of the flat trained parameters."""
@@ -95,7 +95,7 @@ class Optimizer:
             peaks["gates"] = cfg.gate_lr
 
         def scale(peak):
-            return optax.scale_by_learning_rate(lambda updates: self.learning_rate(updates, peak))
+            return optax.scale_by_learning_rate(self.learning_rate(peak))
 
         return optax.chain(
             optax.clip_by_global_norm(cfg.clip_norm),

@@ -98,7 +98,7 @@ def train_step(
         "loss": loss,
         "accuracy": accuracy,
         "grad_norm": grad_norm,
-        "lr": optimizer.learning_rate(state.step - state.skipped, optimizer.cfg.lr),
+        "lr": optimizer.learning_rate(optimizer.cfg.lr)(state.step - state.skipped),
         "tokens": (batch.text_order >= 0).sum() + (batch.vision_order >= 0).sum(),
         "skipped": new.skipped,
         "consecutive_bad": new.consecutive_bad,

@@ -111,7 +111,7 @@ def test_gradients_are_clipped_by_their_norm_over_all_trained_parameters():
 
 def test_learning_rate_warms_up_linearly_and_decays_to_its_floor():
     rule = Optimizer(OptimConfig(warmup_ratio=0.1, final_lr_ratio=0.2), steps=100)
-    rates = np.array([rule.learning_rate(jnp.int32(i), 2.0) for i in range(101)])
+    rates = np.array([rule.learning_rate(2.0)(jnp.int32(i)) for i in range(101)])
     np.testing.assert_allclose(rates[:10], 2.0 * np.arange(1, 11) / 10, rtol=1e-6)
     np.testing.assert_allclose(rates[55], 2.0 * (0.2 + 0.8 * 0.5), rtol=1e-6)  # halfway down
     np.testing.assert_allclose(rates[100], 0.4, rtol=1e-6)
