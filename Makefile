@@ -38,7 +38,7 @@ $(AOT_INSTALLED): $(INSTALLED)
 	$(PYTHON) -m venv --clear $(AOT)
 	@$(AOT_PY) -m pip install --quiet \
 	  jax==$(call version_of,jax) jaxlib==$(call version_of,jaxlib) flax==$(call version_of,flax) \
-	  matplotlib ml-collections \
+	  matplotlib ml-collections pyelftools \
 	|| { echo 'aot: this JAX cannot be installed here' >&2; exit 3; }
 	@tpu=0; cuda=0; \
 	$(AOT_PY) -m pip install --quiet 'jax[tpu]==$(call version_of,jax)' || tpu=1; \

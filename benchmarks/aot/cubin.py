@@ -1,12 +1,13 @@
-"""Reads what compiled CUDA kernels use from their ELF files, without NVIDIA's tools."""
+"""What compiled CUDA kernels use, from their ELF files, without NVIDIA's tools."""
 
 import dataclasses
+import io
 import re
 import struct
 
+from elftools.elf.elffile import ELFFile
+
 ELF = b"\x7fELF\x02\x01"  # 64 bit, little endian
-CUDA = 190  # machine
-SYMBOLS, NOTHING = 2, 8  # types of sections: symbol table; no bytes in the file
 # Attributes of section .nv.info: format 4, number, size, then a symbol's index and a value.
 REGISTERS, STACK = 0x2F, 0x11
 # The low 9 bits of a 16-byte instruction say what it does. These are PTX's wgmma.mma_async, for
@@ -39,8 +40,8 @@ def kernels(executable: bytes) -> list[Kernel]:
     """The kernels of all CUDA ELF files inside of a serialized executable."""
     found = []
     for match in re.finditer(re.escape(ELF), executable):
-        elf = memoryview(executable)[match.start() :]
-        if struct.unpack_from("<H", elf, 18)[0] == CUDA:
+        elf = ELFFile(io.BytesIO(executable[match.start() :]))
+        if elf["e_machine"] == "EM_CUDA":
             found += _kernels(elf)
     return found
 
@@ -52,45 +53,17 @@ def assembler(executable: bytes) -> str:
 
 
 def _kernels(elf):
-    sections = _sections(elf)
-    names = _symbol_names(sections)
+    (symbols,) = (section for section in elf.iter_sections() if section["sh_type"] == "SHT_SYMTAB")
     uses = {}
-    for symbol, attribute, value in _attributes(sections[".nv.info"][1]):
-        uses.setdefault(names[symbol], {})[attribute] = value
-    return [
-        Kernel(
-            name,
-            registers=use[REGISTERS],
-            stack_bytes=use[STACK],
-            wgmma=_count(sections[f".text.{name}"][1], HGMMA),
-            mma=_count(sections[f".text.{name}"][1], HMMA),
-        )
-        for name, use in uses.items()
-        if REGISTERS in use and f".text.{name}" in sections
-    ]
-
-
-def _sections(elf):
-    """{name: (type, contents)}."""
-    (table,) = struct.unpack_from("<Q", elf, 40)
-    size, count, strings = struct.unpack_from("<HHH", elf, 58)
-    headers = [struct.unpack_from("<IIQQQQ", elf, table + size * i) for i in range(count)]
-    contents = [
-        elf[offset : offset + length] if kind != NOTHING else elf[:0]
-        for _, kind, _, _, offset, length in headers
-    ]
-    names = bytes(contents[strings])
-    return {
-        _text(names, header[0]): (header[1], content)
-        for header, content in zip(headers, contents, strict=True)
-    }
-
-
-def _symbol_names(sections):
-    """Names of the symbol table's entries."""
-    (table,) = (content for kind, content in sections.values() if kind == SYMBOLS)
-    strings = bytes(sections[".strtab"][1])
-    return [_text(strings, entry[0]) for entry in struct.iter_unpack("<IBBHQQ", table)]
+    for symbol, attribute, value in _attributes(elf.get_section_by_name(".nv.info").data()):
+        uses.setdefault(symbols.get_symbol(symbol).name, {})[attribute] = value
+    found = []
+    for name, use in uses.items():
+        code = elf.get_section_by_name(f".text.{name}")
+        if REGISTERS in use and code is not None:
+            wgmma, mma = (_count(code.data(), opcode) for opcode in (HGMMA, HMMA))
+            found.append(Kernel(name, use[REGISTERS], use[STACK], wgmma, mma))
+    return found
 
 
 def _attributes(info):
@@ -109,7 +82,3 @@ def _attributes(info):
 def _count(code, opcode):
     words = struct.iter_unpack(f"<H{INSTRUCTION - 2}x", code)
     return sum(word & OPCODE == opcode for (word,) in words)
-
-
-def _text(strings, offset):
-    return strings[offset : strings.index(b"\0", offset)].decode()
