@@ -16,7 +16,7 @@ import jax
 from absl import app, flags, logging
 
 from videonsa_jax.config import parse
-from videonsa_jax.config.parse import RunConfig
+from videonsa_jax.config.run import RunConfig
 from videonsa_jax.errors import UserError
 from videonsa_jax.evaluation import setup
 from videonsa_jax.evaluation.runner import evaluate

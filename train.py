@@ -18,7 +18,7 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding
 
 from videonsa_jax.aot import estimate, programs
 from videonsa_jax.config import parse
-from videonsa_jax.config.parse import RunConfig
+from videonsa_jax.config.run import RunConfig
 from videonsa_jax.data import pipeline
 from videonsa_jax.errors import UserError
 from videonsa_jax.sharding import mesh as meshes

@@ -26,7 +26,7 @@ from benchmarks.device import device_name, gpu_state
 from videonsa_jax.aot.flops import row_flops
 from videonsa_jax.aot.topology import CHIPS
 from videonsa_jax.batch import Batch
-from videonsa_jax.config.parse import RunConfig
+from videonsa_jax.config.run import RunConfig
 from videonsa_jax.config.schema import (
     PRESETS,
     ComputeConfig,

@@ -23,7 +23,7 @@ from absl import logging
 import train
 from videonsa_jax.analysis import attended, gates, inputs, loss, selection
 from videonsa_jax.config import parse
-from videonsa_jax.config.parse import RunConfig
+from videonsa_jax.config.run import RunConfig
 from videonsa_jax.data import chat, needle, sources
 from videonsa_jax.data.tokenizer import Tokenizer, train_bpe
 from videonsa_jax.errors import UserError

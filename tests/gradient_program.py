@@ -9,7 +9,7 @@ from flax import traverse_util
 
 from tests import synthetic
 from videonsa_jax.aot.hlo import Collective, Program
-from videonsa_jax.config.parse import RunConfig
+from videonsa_jax.config.run import RunConfig
 from videonsa_jax.sharding import shard
 from videonsa_jax.sharding.mesh import make_mesh
 from videonsa_jax.training import state as state_lib

@@ -6,16 +6,11 @@ import time
 import numpy as np
 
 from videonsa_jax.config import schema as config
-from videonsa_jax.config.parse import RunConfig
-from videonsa_jax.config.schema import (
-    ComputeConfig,
-    DataConfig,
-    MeshConfig,
-    OptimConfig,
-    TrainConfig,
-)
+from videonsa_jax.config.run import RunConfig
+from videonsa_jax.config.schema import ComputeConfig, DataConfig, OptimConfig, TrainConfig
 from videonsa_jax.data.pack import Bucket, frame_patches, pack
 from videonsa_jax.data.sample import Sample, Visual
+from videonsa_jax.sharding.mesh_config import MeshConfig
 from videonsa_jax.sharding.shard import RowShare
 
 MODEL = config.PRESETS["tiny"]

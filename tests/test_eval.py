@@ -13,15 +13,10 @@ from flax import nnx
 
 import eval as program
 from tests import examiners
-from videonsa_jax.config.parse import RunConfig
-from videonsa_jax.config.schema import (
-    ComputeConfig,
-    EvalConfig,
-    MeshConfig,
-    OptimConfig,
-    TrainConfig,
-)
+from videonsa_jax.config.run import RunConfig
+from videonsa_jax.config.schema import ComputeConfig, EvalConfig, OptimConfig, TrainConfig
 from videonsa_jax.errors import UserError
+from videonsa_jax.sharding.mesh_config import MeshConfig
 from videonsa_jax.training import checkpoint
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]

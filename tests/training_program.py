@@ -17,10 +17,10 @@ from typing import Any
 import train
 from tests import synthetic
 from videonsa_jax.config import parse
-from videonsa_jax.config.parse import RunConfig
-from videonsa_jax.config.schema import MeshConfig
+from videonsa_jax.config.run import RunConfig
 from videonsa_jax.sharding import shard
 from videonsa_jax.sharding.mesh import make_mesh
+from videonsa_jax.sharding.mesh_config import MeshConfig
 from videonsa_jax.training import metrics, processes
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]

@@ -10,7 +10,8 @@ from benchmarks.aot.target import Target
 from videonsa_jax.aot import programs
 from videonsa_jax.aot.programs import RowShape
 from videonsa_jax.aot.topology import Topology, parse_topology
-from videonsa_jax.config.parse import RunConfig, load_config, parse
+from videonsa_jax.config.parse import load_config, parse
+from videonsa_jax.config.run import RunConfig
 
 CONFIG = str(pathlib.Path(__file__).parents[2] / "configs" / "videonsa_7b_sft.py")
 VARIANTS = {"h100": "full", "v5e": "pod256", "v5p": "pod64", "v6e": "pod256"}

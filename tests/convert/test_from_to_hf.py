@@ -16,9 +16,9 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from convert import from_hf, layout, manifest, orbax_stream, qwen2_5_vl, table, to_hf, videonsa
 from tests import hf_folder, small_models
-from videonsa_jax.config.schema import MeshConfig
 from videonsa_jax.errors import UserError
 from videonsa_jax.sharding.mesh import make_mesh
+from videonsa_jax.sharding.mesh_config import MeshConfig
 from videonsa_jax.training import checkpoint
 
 CFG = small_models.config(heads=6, kv_heads=2)

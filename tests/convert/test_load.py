@@ -9,9 +9,9 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from convert import layout, load, safetensors_io, table, videonsa
 from tests import hf_folder, small_models
-from videonsa_jax.config.schema import MeshConfig
 from videonsa_jax.errors import UserError
 from videonsa_jax.sharding.mesh import make_mesh
+from videonsa_jax.sharding.mesh_config import MeshConfig
 
 CFG = small_models.config(heads=8, kv_heads=4)
 TIED = small_models.config(heads=8, kv_heads=4, tied=True)

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 import jax
 
 from videonsa_jax.config import parse
-from videonsa_jax.config.parse import RunConfig
+from videonsa_jax.config.run import RunConfig
 from videonsa_jax.data.errors import BadSample
 from videonsa_jax.data.sample import Sample
 from videonsa_jax.errors import UserError

@@ -10,7 +10,7 @@ from videonsa_jax.aot import programs
 from videonsa_jax.aot.hlo import Collective
 from videonsa_jax.aot.programs import RowShape
 from videonsa_jax.aot.topology import Chip
-from videonsa_jax.config.parse import RunConfig
+from videonsa_jax.config.run import RunConfig
 from videonsa_jax.training import state as state_lib
 from videonsa_jax.training.optimizer import Optimizer
 

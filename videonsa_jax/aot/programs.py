@@ -8,7 +8,7 @@ from flax import nnx, traverse_util
 from jax.sharding import Mesh, NamedSharding
 
 from videonsa_jax.batch import Batch, Cache
-from videonsa_jax.config.parse import RunConfig
+from videonsa_jax.config.run import RunConfig
 from videonsa_jax.data import pack
 from videonsa_jax.model.generate import prefill
 from videonsa_jax.sharding import shard

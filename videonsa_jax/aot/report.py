@@ -34,7 +34,7 @@ from videonsa_jax.aot.programs import RowShape
 from videonsa_jax.aot.strategy import Strategy, factorisations, parse_strategy
 from videonsa_jax.aot.topology import NotHere, Topology, parse_topology
 from videonsa_jax.config import parse
-from videonsa_jax.config.parse import RunConfig
+from videonsa_jax.config.run import RunConfig
 from videonsa_jax.errors import UserError
 
 MISSING = 3  # exit code: this machine cannot compile for the devices

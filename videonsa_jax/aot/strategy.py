@@ -5,9 +5,10 @@ import itertools
 import math
 from collections.abc import Iterator
 
-from videonsa_jax.config.schema import MeshConfig, TextConfig
+from videonsa_jax.config.schema import TextConfig
 from videonsa_jax.errors import UserError
 from videonsa_jax.sharding.mesh import AXES
+from videonsa_jax.sharding.mesh_config import MeshConfig
 from videonsa_jax.sharding.rules import PRESETS, Rules
 
 # Where a name says nothing else: at most this many devices along an axis.
@@ -58,7 +59,8 @@ def parse_strategy(text: str, devices: int, text_model: TextConfig) -> Strategy:
     taken = math.prod(chosen.values())
     if devices % taken:
         raise UserError(f"strategy {text!r}: {chosen} does not divide {devices} devices")
-    return Strategy(text, rules, MeshConfig(**chosen, **{rest: devices // taken}))
+    mesh = MeshConfig(**({"fsdp": 1} | chosen | {rest: devices // taken}))
+    return Strategy(text, rules, mesh)
 
 
 def factorisations(name: str, devices: int, text_model: TextConfig) -> Iterator[Strategy]:

@@ -18,44 +18,12 @@ from typing import Any, Literal
 from absl import flags
 from ml_collections import ConfigDict
 
-from videonsa_jax.config import schema as config
-from videonsa_jax.config.schema import (
-    ComputeConfig,
-    DataConfig,
-    EvalConfig,
-    MeshConfig,
-    ModelConfig,
-    OptimConfig,
-    TrainConfig,
-)
+from videonsa_jax.config import schema
+from videonsa_jax.config.run import RunConfig
 from videonsa_jax.errors import UserError
 from videonsa_jax.sharding import rules
-from videonsa_jax.sharding.rules import Rules
 
-
-@dataclasses.dataclass(frozen=True)
-class RunConfig:
-    """Everything that decides what a run computes."""
-
-    model: ModelConfig
-    data: DataConfig
-    train: TrainConfig
-    optim: OptimConfig = dataclasses.field(default_factory=OptimConfig)
-    compute: ComputeConfig = dataclasses.field(default_factory=ComputeConfig)
-    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
-    eval: EvalConfig = dataclasses.field(default_factory=EvalConfig)
-    sharding: Rules = rules.PRESETS["fsdp"]
-    seed: int = 0
-
-    def __post_init__(self):
-        if self.model.attention == "released" and self.data.samples_per_row > 1:
-            raise ValueError(
-                f"{self.data.samples_per_row=} must be 1 where model.attention is 'released', "
-                "which knows one sequence per row"
-            )
-
-
-SECTION_PRESETS = {"model": config.PRESETS, "sharding": rules.PRESETS}
+SECTION_PRESETS = {"model": schema.PRESETS, "sharding": rules.PRESETS}
 
 
 def define_config_flags() -> None:

@@ -178,17 +178,6 @@ class ComputeConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class MeshConfig:
-    """Devices along each mesh axis; the product must be the number of devices."""
-
-    dcn: int = 1  # groups of devices joined by the slower network: copies of the parameters
-    data: int = 1  # copies of the parameters; rows are split
-    fsdp: int = 1  # rows and parameters are split
-    tensor: int = 1  # heads, mlp width and vocabulary are split
-    context: int = 1  # the sequence is split
-
-
-@dataclasses.dataclass(frozen=True)
 class OptimConfig:
     """AdamW with linear warm-up and cosine decay."""
 

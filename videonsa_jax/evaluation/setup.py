@@ -5,7 +5,7 @@ import dataclasses
 from flax import nnx, traverse_util
 from jax.sharding import Mesh
 
-from videonsa_jax.config.parse import RunConfig
+from videonsa_jax.config.run import RunConfig
 from videonsa_jax.data.tokenizer import Tokenizer
 from videonsa_jax.errors import UserError
 from videonsa_jax.evaluation import tasks

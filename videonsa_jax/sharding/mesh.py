@@ -7,8 +7,8 @@ import jax
 from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh
 
-from videonsa_jax.config.schema import MeshConfig
 from videonsa_jax.errors import UserError
+from videonsa_jax.sharding.mesh_config import MeshConfig
 from videonsa_jax.sharding.rules import MESH_AXES as AXES
 
 
@@ -20,6 +20,7 @@ def make_mesh(cfg: MeshConfig, devices: Sequence[jax.Device] | None = None) -> M
         slices of TPUs.
     """
     devices = jax.devices() if devices is None else devices
+    cfg = cfg.resolved(len(devices))
     shape, types = _shape(cfg), (AxisType.Auto,) * len(AXES)
     if math.prod(shape) != len(devices):
         sizes = " x ".join(f"{axis}={size}" for axis, size in zip(AXES, shape, strict=True))
@@ -63,5 +64,9 @@ def _nearest(shape: tuple[int, ...], devices: int) -> str:
 
 
 def abstract_mesh(cfg: MeshConfig) -> AbstractMesh:
-    """The mesh without devices: enough to lay parameters out, on any machine."""
-    return AbstractMesh(_shape(cfg), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    """The mesh without devices: enough to lay parameters out, on any machine.
+
+    An axis of -1 takes the rest of the devices that are here.
+    """
+    shape = _shape(cfg.resolved(jax.device_count()))
+    return AbstractMesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES))

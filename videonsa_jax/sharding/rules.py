@@ -14,7 +14,7 @@ import jax
 from jax.sharding import PartitionSpec
 
 from pallas_kernels import DeviceAxis
-from videonsa_jax.config.schema import MeshConfig
+from videonsa_jax.sharding.mesh_config import MeshConfig
 
 MESH_AXES = tuple(field.name for field in dataclasses.fields(MeshConfig))
 MeshAxes = str | tuple[str, ...] | None

@@ -16,7 +16,7 @@ import orbax.checkpoint as ocp
 from flax import traverse_util
 
 from videonsa_jax.config import parse
-from videonsa_jax.config.parse import RunConfig
+from videonsa_jax.config.run import RunConfig
 from videonsa_jax.config.schema import ModelConfig
 from videonsa_jax.errors import UserError
 from videonsa_jax.training import processes

@@ -9,7 +9,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from videonsa_jax.config import parse
-from videonsa_jax.config.parse import RunConfig
+from videonsa_jax.config.run import RunConfig
 from videonsa_jax.errors import UserError
 from videonsa_jax.training import rendezvous
 

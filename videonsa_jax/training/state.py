@@ -9,7 +9,7 @@ import optax
 from flax import nnx, traverse_util
 from jax.sharding import AbstractMesh, Mesh
 
-from videonsa_jax.config.parse import RunConfig
+from videonsa_jax.config.run import RunConfig
 from videonsa_jax.model.model import VideoNSA
 from videonsa_jax.sharding import shard
 from videonsa_jax.sharding.shard import ParamLayout

@@ -8,8 +8,8 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from videonsa_jax.aot.hlo import Collective, Program
-from videonsa_jax.config.schema import MeshConfig
 from videonsa_jax.sharding.mesh import make_mesh
+from videonsa_jax.sharding.mesh_config import MeshConfig
 
 STEPS, ROWS = 3, 64  # of a loop; of f32[rows, 4] on each device
 BYTES = ROWS * 4 * 4

@@ -5,8 +5,9 @@ import math
 import pytest
 
 from videonsa_jax.aot.strategy import factorisations, parse_strategy
-from videonsa_jax.config.schema import PRESETS, MeshConfig
+from videonsa_jax.config.schema import PRESETS
 from videonsa_jax.errors import UserError
+from videonsa_jax.sharding.mesh_config import MeshConfig
 
 TEXT = PRESETS["qwen2_5_vl_7b"].text  # 4 KV heads
 
@@ -14,11 +15,11 @@ TEXT = PRESETS["qwen2_5_vl_7b"].text  # 4 KV heads
 @pytest.mark.parametrize(
     ("text", "devices", "mesh"),
     [
-        ("dp", 8, MeshConfig(data=8)),
+        ("dp", 8, MeshConfig(data=8, fsdp=1)),
         ("fsdp", 8, MeshConfig(fsdp=8)),
         ("hsdp", 8, MeshConfig(dcn=2, fsdp=4)),
-        ("tp", 8, MeshConfig(tensor=4, data=2)),
-        ("fsdp_tp", 2, MeshConfig(tensor=2)),
+        ("tp", 8, MeshConfig(tensor=4, data=2, fsdp=1)),
+        ("fsdp_tp", 2, MeshConfig(tensor=2, fsdp=1)),
         ("fsdp_tp:tensor=2", 8, MeshConfig(tensor=2, fsdp=4)),
         ("fsdp_cp:context=8", 256, MeshConfig(context=8, fsdp=32)),
         ("fsdp_tp_cp:context=2", 64, MeshConfig(context=2, tensor=4, fsdp=8)),

@@ -3,8 +3,8 @@
 import pytest
 
 from videonsa_jax.aot.topology import NotHere, parse_topology
-from videonsa_jax.config.schema import MeshConfig
 from videonsa_jax.errors import UserError
+from videonsa_jax.sharding.mesh_config import MeshConfig
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from videonsa_jax.config import schema as config
 from videonsa_jax.errors import UserError
 from videonsa_jax.sharding import rules
 
-CONFIGS = sorted((pathlib.Path(__file__).resolve().parents[2] / "configs").glob("[a-z]*.py"))
+CONFIGS = sorted((pathlib.Path(__file__).resolve().parents[3] / "configs").glob("[a-z]*.py"))
 
 
 def source(**sections) -> ConfigDict:

@@ -10,11 +10,12 @@ from flax import nnx
 
 from tests import synthetic
 from tests.gradient_program import GradientProgram, assert_equal
-from videonsa_jax.config.schema import ComputeConfig, MeshConfig
+from videonsa_jax.config.schema import ComputeConfig
 from videonsa_jax.data.pack import Bucket, frame_patches, pack
 from videonsa_jax.model.generate import generate
 from videonsa_jax.sharding import rules, shard
 from videonsa_jax.sharding.mesh import make_mesh
+from videonsa_jax.sharding.mesh_config import MeshConfig
 from videonsa_jax.training import state as state_lib
 
 pytestmark = pytest.mark.slow

@@ -3,9 +3,9 @@
 import jax
 import pytest
 
-from videonsa_jax.config.schema import MeshConfig
 from videonsa_jax.errors import UserError
 from videonsa_jax.sharding.mesh import make_mesh
+from videonsa_jax.sharding.mesh_config import MeshConfig
 
 
 def test_axes_are_named_and_sized():
@@ -45,3 +45,25 @@ def test_slices_of_tpus_are_groups():
 
 def test_a_mesh_may_use_some_devices():
     assert make_mesh(MeshConfig(data=2), jax.devices()[:2]).size == 2
+
+
+@pytest.mark.parametrize("devices", [1, 2, 8])
+def test_the_default_mesh_takes_all_devices(devices):
+    mesh = make_mesh(MeshConfig(), jax.devices()[:devices])
+    assert mesh.shape["fsdp"] == mesh.size == devices
+
+
+def test_one_axis_takes_what_the_others_leave():
+    mesh = make_mesh(MeshConfig(data=-1, fsdp=2, tensor=2))
+    assert mesh.shape["data"] == 2
+
+
+def test_axes_that_leave_a_part_of_a_device_are_rejected():
+    with pytest.raises(UserError, match=r"tensor=3 .* is 6 devices, but there are 8"):
+        make_mesh(MeshConfig(tensor=3))
+
+
+@pytest.mark.parametrize("sizes", [{"data": -1}, {"fsdp": 0}, {"tensor": -2}])
+def test_sizes_that_mean_nothing_are_rejected(sizes):
+    with pytest.raises(ValueError, match="one of them may be -1"):
+        MeshConfig(**sizes)

@@ -7,8 +7,9 @@ import pytest
 
 from tests import synthetic
 from tests.gradient_program import GradientProgram, assert_equal
-from videonsa_jax.config.schema import ComputeConfig, MeshConfig
+from videonsa_jax.config.schema import ComputeConfig
 from videonsa_jax.sharding import rules
+from videonsa_jax.sharding.mesh_config import MeshConfig
 
 LEAST = 20_000  # bytes of an exchange that is written down
 # What a device receives in one step, by kind and mesh axes: how often, and bytes, at most.

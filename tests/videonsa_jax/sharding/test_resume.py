@@ -8,10 +8,11 @@ import pytest
 
 import train
 from tests import synthetic
-from videonsa_jax.config.parse import RunConfig
-from videonsa_jax.config.schema import ComputeConfig, MeshConfig
+from videonsa_jax.config.run import RunConfig
+from videonsa_jax.config.schema import ComputeConfig
 from videonsa_jax.sharding import rules
 from videonsa_jax.sharding.mesh import make_mesh
+from videonsa_jax.sharding.mesh_config import MeshConfig
 from videonsa_jax.training import checkpoint, metrics
 from videonsa_jax.training import state as state_lib
 from videonsa_jax.training.checkpoint import Checkpointer

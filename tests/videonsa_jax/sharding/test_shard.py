@@ -12,10 +12,10 @@ from jax.sharding import PartitionSpec
 
 from tests import synthetic
 from videonsa_jax.config import schema as config
-from videonsa_jax.config.schema import MeshConfig
 from videonsa_jax.errors import UserError
 from videonsa_jax.sharding import rules, shard
 from videonsa_jax.sharding.mesh import abstract_mesh, make_mesh
+from videonsa_jax.sharding.mesh_config import MeshConfig
 from videonsa_jax.sharding.rules import Rules
 from videonsa_jax.training import state as state_lib
 

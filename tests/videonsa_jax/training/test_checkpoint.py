@@ -10,9 +10,9 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from tests import synthetic
 from videonsa_jax.config import schema as config
-from videonsa_jax.config.schema import MeshConfig
 from videonsa_jax.errors import UserError
 from videonsa_jax.sharding.mesh import make_mesh
+from videonsa_jax.sharding.mesh_config import MeshConfig
 from videonsa_jax.training import checkpoint
 from videonsa_jax.training.checkpoint import Checkpointer
 from videonsa_jax.training.optimizer import Optimizer

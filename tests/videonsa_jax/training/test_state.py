@@ -7,9 +7,9 @@ import pytest
 from flax import traverse_util
 
 from tests import synthetic
-from videonsa_jax.config.schema import MeshConfig
 from videonsa_jax.sharding import rules
 from videonsa_jax.sharding.mesh import make_mesh
+from videonsa_jax.sharding.mesh_config import MeshConfig
 from videonsa_jax.training import state as state_lib
 from videonsa_jax.training.optimizer import Optimizer, group_of
 

@@ -24,7 +24,7 @@ from videonsa_jax.model.attention import Places, Streams
 from videonsa_jax.model.released.attention import Sparse, attend, sparse_keys
 from videonsa_jax.model.released.layout import plan
 
-ROOT = pathlib.Path(__file__).resolve().parents[3]
+ROOT = pathlib.Path(__file__).resolve().parents[4]
 AGREES = 2e-6  # absolute, of values of order one
 
 
