@@ -1,12 +1,12 @@
 """Times native sparse attention against dense attention on this machine.
 
-    python benchmarks/attention.py --backward --out=FILE.json [--peers=PYTHON]
+    python benchmarks/attention.py --backward --out=FILE.json [--baselines=PYTHON]
 
 Everything runs in one process, in turns, on the same inputs, after it was compared with its
 reference at a small size. On a CPU: `xla` sparse attention and `xla` dense attention. On a GPU:
-`triton` sparse attention, its parts, and decoding, against cuDNN's dense attention; with --peers,
-that Python then times public kernels on the same card (see peers.py). Prints a table; writes
-FILE.json and, beside it, FILE.png.
+`triton` sparse attention, its parts, and decoding, against cuDNN's dense attention; with
+--baselines, that Python then times public kernels on the same card (see timing/baselines.py).
+Prints a table; writes FILE.json and, beside it, FILE.png.
 """
 
 import argparse
@@ -20,10 +20,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks import programs, roofline, sibling, table
 from benchmarks.device import device_name, gpu_state, versions
 from benchmarks.inputs import BLOCK_SIZE, INPUTS, WINDOW_SIZE
-from benchmarks.timing import take_turns
+from benchmarks.timing import external_python, programs, roofline, table
+from benchmarks.timing.interleaved import interleaved
 from pallas_kernels import NSASpec
 
 LIMITS = {"float32": 1e-5, "float16": 2e-3, "bfloat16": 1e-2}  # relative errors
@@ -149,7 +149,9 @@ def arguments():
     parser.add_argument("--dtype", choices=LIMITS, help="default: float32, GPU: bfloat16")
     parser.add_argument("--rounds", type=int, default=20, help="runs of each, taking turns")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--peers", metavar="PYTHON", help="has public kernels, see peers.py")
+    parser.add_argument(
+        "--baselines", metavar="PYTHON", help="has public kernels, see baselines.py"
+    )
     parser.add_argument("--out", type=pathlib.Path, required=True, help="FILE.json")
     return parser.parse_args()
 
@@ -157,7 +159,9 @@ def arguments():
 def main():
     args = arguments()
     # First, while JAX does not hold the card's memory yet.
-    peers = sibling.run(args.peers, args.tokens or MACHINES["gpu"].tokens, args.seed)
+    baselines = external_python.run(
+        args.baselines, args.tokens or MACHINES["gpu"].tokens, args.seed
+    )
     name = jax.default_backend()
     if name not in MACHINES:
         raise SystemExit(f"nothing to time on {name!r}; devices are {sorted(MACHINES)}")
@@ -177,7 +181,7 @@ def main():
     before = gpu_state()
     phases = programs.PHASES[: 1 + args.backward]
     timed = [p for tokens in lengths for p in machine.programs(tokens, phases, args)]
-    timed = list(zip(timed, take_turns(timed, args.rounds), strict=True))
+    timed = list(zip(timed, interleaved(timed, args.rounds), strict=True))
     after = gpu_state()
     selections = {
         (source, tokens): selection(source, tokens, args, machine.implementation)
@@ -193,9 +197,9 @@ def main():
     }
     if before:
         report |= {"gpu": {"before": before, "after": after}}
-    if peers:
-        report |= {"peers": peers}
-        table.print_rows(peers["rows"])
+    if baselines:
+        report |= {"baselines": baselines}
+        table.print_rows(baselines["rows"])
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(json.dumps(report, indent=1) + "\n")
     table.plot(rows, args.out.with_suffix(".png"))

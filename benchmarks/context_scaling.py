@@ -27,8 +27,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from benchmarks import device, scaling_plot
-from benchmarks.context_programs import Case, Geometry, compile_apart, temporary_bytes
+from benchmarks import device
+from benchmarks.context import plot as scaling_plot
+from benchmarks.context.programs import Case, Geometry, compile_apart, temporary_bytes
 from benchmarks.inputs import BLOCK_SIZE
 from videonsa_jax.aot.hlo import Program
 from videonsa_jax.aot.topology import GPUS_PER_NODE, parse_topology

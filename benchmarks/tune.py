@@ -18,11 +18,11 @@ from unittest import mock
 import jax
 import jax.numpy as jnp
 
-from benchmarks import programs
 from benchmarks.aot.cases import backward_cases, forward_cases, gradients
 from benchmarks.aot.target import TARGETS
 from benchmarks.inputs import WIDTH
-from benchmarks.timing import calls_per_sample, seconds
+from benchmarks.timing import programs
+from benchmarks.timing.interleaved import calls_per_sample, seconds
 from pallas_kernels import tiles
 from pallas_kernels.tiles import TileParams
 from videonsa_jax.aot.compile import Rejected

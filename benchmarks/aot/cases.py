@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks.inputs import FRAME_PATCHES, HEADS, KV_HEADS, TOWER_HEADS, TOWER_WIDTH, WIDTH
-from benchmarks.programs import RULE, SPEC
+from benchmarks.timing.programs import RULE, SPEC
 from pallas_kernels import (
     BlockSet,
     compressed_attention,

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import programs, roofline, sibling
 from benchmarks.inputs import INPUTS
+from benchmarks.timing import external_python, programs, roofline
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 TOKENS = 128
@@ -37,10 +37,10 @@ def test_it_times_both_on_a_cpu(tmp_path):
 
 
 def test_a_peer_that_is_not_installed_is_named_and_skipped(monkeypatch, capsys):
-    monkeypatch.setattr(sibling, "PEERS", ("mdy666",))
-    peers = sibling.run(sys.executable, "128", seed=0)
-    assert peers["rows"] == []
-    assert "No module named" in peers["skipped"]["mdy666"]
+    monkeypatch.setattr(external_python, "BASELINES", ("mdy666",))
+    baselines = external_python.run(sys.executable, "128", seed=0)
+    assert baselines["rows"] == []
+    assert "No module named" in baselines["skipped"]["mdy666"]
     assert "mdy666: skipped" in capsys.readouterr().out
 
 

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from benchmarks.context_programs import Case, Geometry
+from benchmarks.context.programs import Case, Geometry
 from benchmarks.context_scaling import PHASES, expected, rows_of
 from pallas_kernels import NSASpec
 

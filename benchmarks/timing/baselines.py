@@ -1,16 +1,17 @@
 """Times one public implementation of native sparse attention, in PyTorch, on this machine's GPU.
 
-    PYTHON -m benchmarks.peers --peer=fla --tokens=8192,16384 --out=FILE.json
+    PYTHON -m benchmarks.timing.baselines --baseline=fla --tokens=8192,16384 --out=FILE.json
 
-`benchmarks/attention.py --peers=PYTHON` starts it. Needs PyTorch with CUDA and the peer's package:
+`benchmarks/attention.py --baselines=PYTHON` starts it. Needs PyTorch with CUDA and the baseline's
+package:
 
     fla        pip install flash-linear-attention flash-attn
     xunhaolai  https://github.com/XunhaoLai/native-sparse-attention-triton, flash-attn
     mdy666     https://github.com/mdy666/Scalable-Flash-Native-Sparse-Attention
-    torch      nothing else: dense attention by cuDNN, which every peer is divided by
+    torch      nothing else: dense attention by cuDNN, which every baseline is divided by
 
-A peer first runs at a length at which all blocks are selected, where every rule of selection must
-agree with plain masks; then it and dense attention are timed in turns. What they do otherwise:
+A baseline first runs at a length at which all blocks are selected, where every rule of selection
+must agree with plain masks; then it and dense attention are timed in turns. What they do otherwise:
 fla takes groups of 16 heads or more, so each group of 7 is padded with heads of zeros, which its
 time includes, and always selects the first and the two latest blocks. The others are given this
 project's rule: the own block, no first block.
@@ -160,7 +161,7 @@ def inputs(source, tokens, seed):
 
 
 def check(run):
-    """Raises ValueError if a peer is off the masks."""
+    """Raises ValueError if a baseline is off the masks."""
     arrays = inputs("video", CHECKED, seed=0)
     got, want = run(*arrays).float(), reference(*arrays)
     error = float(torch.linalg.vector_norm(got - want) / torch.linalg.vector_norm(want))
@@ -178,7 +179,7 @@ def milliseconds(run, arrays):
 
 
 def rows_of(name, run, source, tokens, seed):
-    """The peer and dense attention, in turns; rows as in attention.py."""
+    """The baseline and dense attention, in turns; rows as in attention.py."""
     arrays = inputs(source, tokens, seed)
     runs = {"dense": dense, name: run}
     times = {what: [] for what in runs}
@@ -206,19 +207,19 @@ def rows_of(name, run, source, tokens, seed):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--peer", choices=MAKERS, required=True)
+    parser.add_argument("--baseline", choices=MAKERS, required=True)
     parser.add_argument("--tokens", default="8192,16384,32768,65536,131072")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=pathlib.Path, required=True, help="FILE.json")
     args = parser.parse_args()
-    run = MAKERS[args.peer]()
+    run = MAKERS[args.baseline]()
     rows = []
     with torch.no_grad():
-        if args.peer != "torch":
+        if args.baseline != "torch":
             check(run)
         for tokens in (int(tokens) for tokens in args.tokens.split(",")):
             for source in INPUTS:
-                rows += rows_of(args.peer, run, source, tokens, args.seed)
+                rows += rows_of(args.baseline, run, source, tokens, args.seed)
     args.out.write_text(json.dumps(rows))
 
 

@@ -23,7 +23,7 @@ def calls_per_sample(run, arrays):
     return min(max(round(SAMPLE / once), 1), MOST_CALLS)
 
 
-def take_turns(programs, rounds):
+def interleaved(programs, rounds):
     """Milliseconds of each run of each program.
 
     Everything takes turns, lengths too: a slow minute of the machine then touches all alike, and

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.inputs import BLOCK_SIZE, HEADS, WIDTH, WINDOW_SIZE
-from benchmarks.timing import seconds
+from benchmarks.timing.interleaved import seconds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +57,7 @@ def useful_flops(what: str, tokens: int, chosen: float) -> float:
     """Floating-point operations of the visible query-key pairs alone, forward.
 
     Args:
-      what: an operation of `benchmarks.programs`.
+      what: an operation of `benchmarks.timing.programs`.
       tokens: queries, and keys; in decoding keys only.
       chosen: mean number of blocks that a query selects.
     """

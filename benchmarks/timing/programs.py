@@ -19,7 +19,7 @@ from benchmarks.inputs import (
     WIDTH,
     WINDOW_SIZE,
 )
-from benchmarks.timing import calls_per_sample
+from benchmarks.timing.interleaved import calls_per_sample
 from pallas_kernels import (
     NSASpec,
     SelectRule,

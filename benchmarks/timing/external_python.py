@@ -5,15 +5,15 @@ import pathlib
 import subprocess
 import tempfile
 
-PEERS = ("torch", "fla", "xunhaolai", "mdy666")
-ROOT = pathlib.Path(__file__).resolve().parents[1]
+BASELINES = ("torch", "fla", "xunhaolai", "mdy666")
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
 def run(python: str | None, tokens: str, seed: int) -> dict | None:
-    """{"rows": as those of the benchmark, "skipped": {peer: why}}; None without a Python.
+    """{"rows": as those of the benchmark, "skipped": {baseline: why}}; None without a Python.
 
-    Each peer has a process of its own, so that one that crashes or is not installed costs nothing
-    but itself.
+    Each baseline has a process of its own, so that one that crashes or is not installed costs
+    nothing but itself.
 
     Args:
       python: of an environment with PyTorch and public kernels, or None.
@@ -23,16 +23,22 @@ def run(python: str | None, tokens: str, seed: int) -> dict | None:
     if python is None:
         return None
     rows, skipped = [], {}
-    for peer in PEERS:
+    for baseline in BASELINES:
         with tempfile.TemporaryDirectory() as folder:
             out = pathlib.Path(folder, "rows.json")
-            command = [python, "-m", "benchmarks.peers", f"--peer={peer}", f"--tokens={tokens}"]
+            command = [
+                python,
+                "-m",
+                "benchmarks.timing.baselines",
+                f"--baseline={baseline}",
+                f"--tokens={tokens}",
+            ]
             command += [f"--seed={seed}", f"--out={out}"]
             done = subprocess.run(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, check=False)
             if done.returncode:
                 lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
-                skipped[peer] = lines[-1]
-                print(f"{peer}: skipped, {lines[-1]}", flush=True)
+                skipped[baseline] = lines[-1]
+                print(f"{baseline}: skipped, {lines[-1]}", flush=True)
             else:
                 rows += json.loads(out.read_text())
     return {"rows": rows, "skipped": skipped}
