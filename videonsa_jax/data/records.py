@@ -32,7 +32,6 @@ TAG = re.compile("<image>|<video>")
 PLACEHOLDERS = (VISION_START, VISION_END, IMAGE_PAD, VIDEO_PAD)
 # Of ms-swift: what changes a sample and is not built here.
 UNREAD_FIELDS = ("objects", "tools", "audio", "audios", "chat_template_kwargs")
-HIGHEST_FPS = 10_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +62,6 @@ def parse_record(record: object, name: str, root: pathlib.Path) -> Conversation:
     messages = [_message(turn, is_llava, parts, name) for turn in _turns(record, name)]
     images = parts["image"] or _as_list(record.get("image")) + _as_list(record.get("images"))
     videos = parts["video"] or _video_entries(record, is_llava)
-    fps = _fps(record, name)
     if is_llava:
         if len(images) > 1 and not videos and len(_tags(messages)) == 1:
             images, videos = [], [images]  # one tag: the frames of one video
@@ -73,7 +71,7 @@ def parse_record(record: object, name: str, root: pathlib.Path) -> Conversation:
     return _conversation(
         messages,
         [image_reference(entry, name, root) for entry in images],
-        [video_reference(entry, fps, name, root) for entry in videos],
+        [video_reference(entry, record.get("fps"), name, root) for entry in videos],
         name,
     )
 
@@ -233,15 +231,6 @@ def _conversation(
 
 def _tags(messages: Sequence[Message]) -> list[str]:
     return [tag for m in messages if m.role == "user" for tag in TAG.findall(m.text)]
-
-
-def _fps(record: dict, name: str) -> float | None:
-    fps = record.get("fps")
-    if fps is None:
-        return None
-    if isinstance(fps, bool) or not isinstance(fps, int | float) or not 0 < fps <= HIGHEST_FPS:
-        raise BadSample(name, f'"fps": {fps!r} must be a number above 0, at most {HIGHEST_FPS}')
-    return float(fps)
 
 
 def _as_list(value: object) -> list:

@@ -14,6 +14,7 @@ from videonsa_jax.data.errors import BadSample
 from videonsa_jax.data.visuals import Encoded, FrameFiles, ImageFile, VideoFile
 
 LONGEST_NAME, LONGEST_PATH = 255, 4095  # bytes that file systems take
+HIGHEST_FPS = 10_000
 URI = re.compile(r"(?P<scheme>data|file):|(?P<remote>[a-z][a-z0-9+.-]*)://", re.IGNORECASE)
 LOCAL = re.compile(r"file:(?://(?:localhost)?)?(/(?!/).*)", re.IGNORECASE | re.DOTALL)
 DIGITS = re.compile(r"(\d+)")
@@ -31,36 +32,43 @@ def image_reference(entry: object, name: str, root: pathlib.Path) -> ImageFile |
       BadSample: it is something else, or its data is not base64.
     """
     if isinstance(entry, dict) and isinstance(entry.get("bytes"), str):
-        return _encoded(entry["bytes"].encode(), f"{name}, bytes", is_base64=True)
+        return _encoded(entry["bytes"].encode(errors="replace"), f"{name}, bytes", is_base64=True)
     if isinstance(entry, str) and _scheme(entry) == "data":
         head, _, data = entry.partition(",")
         is_base64 = head.replace(" ", "").lower().endswith(";base64")
-        return _encoded(unquote_to_bytes(data), f"{name}, {head[:40]}", is_base64=is_base64)
+        data = unquote_to_bytes(data.encode(errors="replace"))
+        return _encoded(data, f"{name}, {head[:40]}", is_base64=is_base64)
     return ImageFile(_path(entry, name, root))
 
 
 def video_reference(
-    entry: object, fps: float | None, name: str, root: pathlib.Path
+    entry: object, fps: object, name: str, root: pathlib.Path
 ) -> VideoFile | FrameFiles:
     """A video: a path or file:// URI of a file or of a folder of frames, or a list of frames.
 
     Args:
       entry: from the record.
-      fps: of a video that is given as its frames; None where it is not known.
+      fps: the record's, of a video that is given as its frames; None where it is not known.
       name: of the record, for messages.
       root: where relative paths start.
 
     Raises:
-      BadSample: it is something else, or a video of no frames.
+      BadSample: it is something else, or a video of no frames, or its `fps` is no rate.
     """
-    if not isinstance(entry, list):
+    if isinstance(entry, list):
+        paths = [_path(frame, name, root) for frame in entry]
+    else:
         path = _path(entry, name, root)
         if not os.path.isdir(path):
             return VideoFile(path)
-        entry = _frames(path, name)
-    if not entry:
+        paths = _frames(path, name)
+    if not paths:
         raise BadSample(name, "a video given as a list of frames has zero frames")
-    return FrameFiles(tuple(_path(frame, name, root) for frame in entry), fps)
+    if fps is not None and (
+        isinstance(fps, bool) or not isinstance(fps, int | float) or not 0 < fps <= HIGHEST_FPS
+    ):
+        raise BadSample(name, f'"fps": {fps!r} must be a number above 0, at most {HIGHEST_FPS}')
+    return FrameFiles(tuple(paths), None if fps is None else float(fps))
 
 
 def _path(entry: object, name: str, root: pathlib.Path) -> str:
@@ -102,7 +110,7 @@ def _local_path(uri: str, name: str) -> str:
     found = LOCAL.fullmatch(uri)
     if not found:
         raise BadSample(name, f"{reprlib.repr(uri)} is no local path; write file:///FOLDER/FILE")
-    return os.fsdecode(unquote_to_bytes(found[1]))
+    return os.fsdecode(unquote_to_bytes(found[1].encode(errors="surrogatepass")))
 
 
 def _encoded(data: bytes, name: str, *, is_base64: bool) -> Encoded:

@@ -46,7 +46,7 @@ class Tokenizer:
         missing = [name for name in NEEDED_TOKENS if backend.token_to_id(name) is None]
         if missing:
             raise UserError(f"{origin}: lacks Qwen's special tokens {', '.join(missing)}")
-        self.vocab_size = backend.get_vocab_size()
+        self.vocab_size = max(backend.get_vocab().values()) + 1  # ids may leave gaps
         self.end_of_text, self.im_start, self.im_end = map(
             backend.token_to_id, (END_OF_TEXT, IM_START, IM_END)
         )

@@ -57,6 +57,11 @@ def test_empty_fields_are_no_visuals(missing):
     assert parse(swift("What?", images=missing, videos=missing, audios=missing)).visuals == ()
 
 
+@pytest.mark.parametrize("fps", ["30", None, 0, 29.97])
+def test_rate_of_a_video_file_is_its_own(fps):
+    assert parse(llava(video="v.mp4", fps=fps)).visuals == (V,)
+
+
 def test_several_turns_and_a_system_turn():
     turns = [{"from": "system", "value": "Be brief."}, *TURNS, {"from": "human", "value": "Sure?"}]
     messages = parse({"video": "b.mp4", "conversations": turns}).messages

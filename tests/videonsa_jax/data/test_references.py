@@ -61,6 +61,12 @@ def test_data_that_is_no_base64_is_a_bad_sample_of_one_short_line():
     assert len(str(error.value)) < 200
 
 
+def test_data_that_is_no_text_is_a_bad_sample():
+    for entry in ("data:image/png;base64,\ud800", {"bytes": "\ud800"}):
+        with pytest.raises(BadSample, match="data is not base64"):
+            image(entry)
+
+
 def test_data_that_is_no_picture_is_named_without_all_of_it():
     reference = image(f"data:image/png;base64,{base64.b64encode(b'no picture' * 900).decode()}")
     with pytest.raises(BadSample, match=r"^d.jsonl:7, data:image/png;base64: not a readable"):
@@ -78,6 +84,8 @@ def test_data_that_is_no_picture_is_named_without_all_of_it():
         ("file:///data/100%.mp4", "/data/100%.mp4"),
         ("file:///data/what?#1.mp4", "/data/what?#1.mp4"),
         ("file:///data/vid%C3%A9o.mp4", "/data/vidéo.mp4"),
+        ("file:///data/vidéo.mp4", "/data/vidéo.mp4"),
+        ("file:///data/%FF.mp4", "/data/\udcff.mp4"),
         ("clip 1:30.mp4", "root/clip 1:30.mp4"),
         ({"path": "b.mp4", "bytes": None}, "root/b.mp4"),
     ],
@@ -140,6 +148,13 @@ def test_frames_of_a_folder_are_in_the_order_of_their_numbers(tmp_path, names):
     folder = fill(tmp_path / "frames", *reversed(names))
     assert video("frames", tmp_path) == FrameFiles(tuple(f"{folder}/{n}" for n in names), None)
     assert video(f"file://{folder}").paths == tuple(f"{folder}/{name}" for name in names)
+
+
+def test_frames_of_a_folder_below_a_relative_root(tmp_path, monkeypatch):
+    (tmp_path / "root").mkdir()
+    fill(tmp_path / "root" / "frames", "0.jpg")
+    monkeypatch.chdir(tmp_path)
+    assert video("frames").paths == ("root/frames/0.jpg",)
 
 
 def test_what_is_no_image_is_left_out_of_a_folder(tmp_path):

@@ -124,6 +124,13 @@ def test_added_tokens_with_other_ids_than_stored_are_refused(tokenizer_dir, rewr
         rewrite(added_tokens=moved)
 
 
+def test_vocabulary_reaches_to_the_largest_id(tokenizer, tokenizer_dir, rewrite):
+    vocab = json.loads((tokenizer_dir / "tokenizer.json").read_text())["model"]["vocab"]
+    last = max(vocab, key=vocab.get)
+    assert rewrite(model={"vocab": {**vocab, last: 5000}}).vocab_size == 5001
+    assert tokenizer.vocab_size == len(vocab) + len(bpe.SPECIAL_TOKENS)
+
+
 def test_missing_file_is_named(tmp_path):
     with pytest.raises(UserError, match=r"nowhere/tokenizer.json: no such file"):
         Tokenizer.from_dir(tmp_path / "nowhere")
