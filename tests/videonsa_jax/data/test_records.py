@@ -4,7 +4,6 @@ import pathlib
 
 import pytest
 
-from videonsa_jax.data import chat
 from videonsa_jax.data.chat import IMAGE, VIDEO, Message
 from videonsa_jax.data.errors import BadSample
 from videonsa_jax.data.records import parse_record
@@ -309,8 +308,3 @@ def test_broken_record_is_one_clear_line(record, reason):
     assert str(error.value).startswith("d.jsonl:7: ")
     assert reason in str(error.value)
     assert "\n" not in str(error.value)
-
-
-def test_placeholders_and_visuals_of_a_parsed_record_agree():
-    messages = parse(swift("<image>?", "<video>", images=["a.png"], videos=["v.mp4"])).messages
-    assert chat.render(messages).count(IMAGE) == chat.render(messages).count(VIDEO) == 1
