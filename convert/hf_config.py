@@ -25,6 +25,8 @@ ARCHITECTURES: dict[str, Architecture] = {
     "VideoNSAForConditionalGeneration": "videonsa",
 }
 
+DTYPE_FIELDS = ("dtype", "torch_dtype")  # the first rules
+
 # Sections are saved as differences from their class's defaults, so these are what absence means.
 _VISION_DEFAULTS = {
     "depth": 32,
@@ -99,8 +101,16 @@ _WRITTEN = {
     *_FIXED,
     *_FIXED_TEXT,
     *("architectures", "model_type", "text_config", "vision_config", "transformers_version"),
-    *("dtype", "torch_dtype", "head_dim", "layer_types"),
-    *("rope_scaling", "rope_parameters", "tie_word_embeddings", "in_chans", "spatial_patch_size"),
+    *DTYPE_FIELDS,
+    *(
+        "head_dim",
+        "layer_types",
+        "rope_scaling",
+        "rope_parameters",
+        "tie_word_embeddings",
+        "in_chans",
+        "spatial_patch_size",
+    ),
     "gate_temperature",
 }
 
@@ -160,19 +170,21 @@ def to_hf(
     Args:
       cfg: the model.
       architecture: `qwen2_5_vl` drops what only VideoNSA has.
-      dtype: of the stored tensors, for example "bfloat16".
+      dtype: that transformers is to load all tensors in, for example "bfloat16".
       carried: a config.json whose other fields are kept, for example the source's.
 
     Raises:
       UserError: Hugging Face's code cannot compute such a model.
     """
     _refuse_without_form(cfg)
-    top, text, vision = _extras(carried or {})
+    carried = carried or {}
+    top, text, vision = _extras(carried)
     text |= _text_fields(cfg.text)
-    vision |= _vision_fields(cfg)
+    vision |= _vision_fields(cfg) | _dtype_fields(carried.get("vision_config"), dtype)
     if architecture == "videonsa":
         text |= {theirs: getattr(cfg.nsa, ours) for theirs, ours in _NSA_SIZES.items()}
         text |= {"gate_temperature": cfg.nsa.gate_temperature, "model_type": "qwen2_5_vl_text"}
+        text |= _dtype_fields(carried.get("text_config"), dtype)
         layout = {"text_config": text}
     else:
         layout = text
@@ -187,8 +199,8 @@ def to_hf(
         "video_token_id": cfg.video_token_id,
         "vision_start_token_id": cfg.vision_start_token_id,
         "tie_word_embeddings": cfg.text.tie_embeddings,
-        "torch_dtype": dtype,
-        "transformers_version": _version(cfg.position_advance, carried or {}),
+        **(_dtype_fields(carried, dtype) or {"torch_dtype": dtype}),
+        "transformers_version": _version(cfg.position_advance, carried),
     }
 
 
@@ -352,6 +364,11 @@ def _vision_fields(cfg: ModelConfig) -> dict[str, Any]:
         "fullatt_block_indexes": list(vision.full_attention_layers),
         "tokens_per_second": int(cfg.tokens_per_second),
     }
+
+
+def _dtype_fields(carried: Mapping[str, Any] | None, dtype: str) -> dict[str, str]:
+    """The dtype under the names that a section has for it: transformers 5 renamed it."""
+    return {key: dtype for key in DTYPE_FIELDS if key in (carried or {})}
 
 
 def _extras(carried: Mapping[str, Any]) -> tuple[dict, dict, dict]:

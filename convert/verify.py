@@ -51,7 +51,10 @@ def run(args: argparse.Namespace) -> int:
     elif not report.is_one_model:
         print("logits: not compared, because the sides are not one model")
     elif missing:
-        print(f"logits: not compared, because {' and '.join(missing)} cannot be imported")
+        print(
+            f"logits: not compared, because {' and '.join(missing)} cannot be imported; how "
+            "transformers loads the folder is known from its config.json and headers only"
+        )
     else:
         agreement = parity.compare(args.hf_dir, args.checkpoint, cfg, rounded=report.rounded)
         print(_describe_logits(agreement, cfg))
@@ -66,6 +69,12 @@ def _describe(report: Report) -> Iterator[str]:
             yield f"{kind}: {len(lines)}"
             yield from _first("  ", lines)
     yield from (f"note: {note}" for note in report.notes)
+    if report.narrowed:
+        yield (
+            f"rounded: {len(report.narrowed)} tensors, when transformers loads all of them in "
+            f"{report.load_dtype}; config.json should name float32"
+        )
+        yield from _first("  ", report.narrowed)
     worst = report.differences
     most = max((x.largest for x in worst), default=0.0)
     yield f"tensors: {report.compared} compared, {len(worst)} differ, largest difference {most:.3g}"
