@@ -197,9 +197,9 @@ def _bytes(params: list[Param], tensors: Tensors) -> int:
 
 def _load_dtype(hf: HFDirectory) -> str:
     """What dtype="auto" means to transformers: the config's, or else the first tensor's."""
-    first = min(hf.tensors.values(), key=lambda x: (x.file.name, x.name))
-    named = (hf.config.get(key) for key in hf_config.DTYPE_FIELDS)
-    return next((str(name) for name in named if name), first.dtype.name)
+    named = [hf.config.get(key) for key in hf_config.DTYPE_FIELDS]
+    stored = sorted(hf.tensors.values(), key=lambda x: (x.file.name, x.name))
+    return next(str(name) for name in (*named, *(x.dtype for x in stored), "float32") if name)
 
 
 def _differences(

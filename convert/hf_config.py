@@ -102,15 +102,8 @@ _WRITTEN = {
     *_FIXED_TEXT,
     *("architectures", "model_type", "text_config", "vision_config", "transformers_version"),
     *DTYPE_FIELDS,
-    *(
-        "head_dim",
-        "layer_types",
-        "rope_scaling",
-        "rope_parameters",
-        "tie_word_embeddings",
-        "in_chans",
-        "spatial_patch_size",
-    ),
+    *("rope_scaling", "rope_parameters", "head_dim", "layer_types"),
+    *("tie_word_embeddings", "in_chans", "spatial_patch_size"),
     "gate_temperature",
 }
 
@@ -217,7 +210,7 @@ def _architecture(config: Mapping[str, Any]) -> Architecture:
 
 def _text(text: Section, *, tied: bool) -> TextConfig:
     d_model, heads = text.integer("hidden_size"), text.integer("num_attention_heads")
-    per_kv_head = text.values.get("num_key_value_heads", ...) is None  # as many, says null
+    null_kv_heads = text.values.get("num_key_value_heads", ...) is None
     for key, values in _FIXED_TEXT.items():
         text.allow(key, *values)
     text.allow("head_dim", d_model // heads, None)
@@ -230,7 +223,7 @@ def _text(text: Section, *, tied: bool) -> TextConfig:
         d_ff=text.integer("intermediate_size"),
         num_layers=text.integer("num_hidden_layers"),
         num_heads=heads,
-        num_kv_heads=heads if per_kv_head else text.integer("num_key_value_heads"),
+        num_kv_heads=heads if null_kv_heads else text.integer("num_key_value_heads"),
         head_dim=d_model // heads,
         mrope_section=rope.integers("mrope_section", count=3),
         rope_theta=rope.number("rope_theta"),
@@ -278,8 +271,9 @@ def _rope(section: Section, allowed: list[str]) -> Section:
     for kind in ("rope_type", "type"):
         rope.allow(kind, *allowed)
     rope.allow("partial_rotary_factor", *_FIXED["partial_rotary_factor"])
-    for layer_type in ("full_attention", "sliding_attention"):
-        rope.allow(layer_type, None)
+    for key, value in rope.values.items():
+        if isinstance(value, Mapping):  # the fields of one kind of layers
+            rope.allow(key, None)
     return rope
 
 

@@ -30,11 +30,6 @@ class HFDirectory:
     carried: tuple[pathlib.Path, ...]  # config, tokenizer, processor, chat template, licence
     base: pathlib.Path | None = None  # that an adapter, which `path` then is, was merged into
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all tensors."""
-        return sum(tensor.nbytes for tensor in self.tensors.values())
-
 
 def open_hf(path: str | pathlib.Path) -> HFDirectory:
     """Reads the config and the headers of the weights.
@@ -44,12 +39,17 @@ def open_hf(path: str | pathlib.Path) -> HFDirectory:
         an index that disagrees with its files.
     """
     path = pathlib.Path(path)
+    if is_adapter(path):
+        raise UserError(
+            f"{path} is an adapter, not a whole model; from-hf and verify merge it into the model "
+            "that --base=HF_DIR names"
+        )
     config = read_config(path)
     has_index, has_weights = (path / INDEX).is_file(), (path / WEIGHTS).is_file()
     if (path / ADAPTER_CONFIG).is_file():
         raise UserError(
-            f"{path} holds both {CONFIG} and {ADAPTER_CONFIG}; remove the latter if the weights "
-            "are a whole model's, else the former"
+            f"{path} holds both a whole model and {ADAPTER_CONFIG}; remove the latter if the "
+            "adapter is merged already, else keep them in two folders"
         )
     if has_index and has_weights:
         raise UserError(
@@ -76,11 +76,6 @@ def read_config(path: str | pathlib.Path) -> dict[str, Any]:
         raise UserError(f"{path} is a file; {hint}")
     if not path.is_dir():
         raise UserError(f"{path}: no such folder")
-    if is_adapter(path):
-        raise UserError(
-            f"{path} is an adapter, not a whole model; from-hf and verify merge it into the model "
-            "that --base=HF_DIR names"
-        )
     if not (path / CONFIG).is_file():
         raise UserError(f"{path}: no {CONFIG} in it; name a folder as Hugging Face lays it out")
     return read_json(path / CONFIG)
@@ -88,7 +83,8 @@ def read_config(path: str | pathlib.Path) -> dict[str, Any]:
 
 def is_adapter(path: pathlib.Path) -> bool:
     """Whether a folder holds an adapter of PEFT instead of a model."""
-    return (path / ADAPTER_CONFIG).is_file() and not (path / CONFIG).is_file()
+    whole = any((path / name).is_file() for name in (WEIGHTS, INDEX))
+    return (path / ADAPTER_CONFIG).is_file() and not whole
 
 
 def read_adapter(path: pathlib.Path) -> dict[str, Stored]:

@@ -213,7 +213,10 @@ def test_an_adapter_is_recognised_everywhere(tmp_path, capsys):
     assert call(from_hf, tmp_path / "base", tmp_path / "weights") == 0
     _fails(capsys, without, adapter, tmp_path / "weights", verb="verify")
     carried = f"--files={adapter}"
-    _fails(capsys, "an adapter", tmp_path / "weights", tmp_path / "out", carried, verb="to-hf")
+    _fails(capsys, "no config.json", tmp_path / "weights", tmp_path / "out", carried, verb="to-hf")
+    (adapter / "config.json").write_text("{}")  # some tools leave one there
+    _fails(capsys, without, adapter, tmp_path / "out")
+    _fails(capsys, "is an adapter, not a whole", adapter, tmp_path / "out", f"--base={adapter}")
     _fails(capsys, "no adapter_config", tmp_path / "base", tmp_path / "out", "--base=x")
     what, lines = listing.describe(adapter)
     assert (what, len(lines)) == ("file of the adapter", 8)
@@ -223,5 +226,5 @@ def test_an_adapter_is_recognised_everywhere(tmp_path, capsys):
     _fails(
         capsys, "no adapter_model.safe", adapter, tmp_path / "out", f"--base={tmp_path / 'base'}"
     )
-    (adapter / "config.json").write_text("{}")
-    _fails(capsys, "holds both config.json and adapter_config.json", adapter, tmp_path / "out")
+    (tmp_path / "base" / "adapter_config.json").write_text("{}")
+    _fails(capsys, "holds both a whole model and adapter_conf", tmp_path / "base", tmp_path / "out")
