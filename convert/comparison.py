@@ -6,6 +6,7 @@ import pathlib
 import re
 from collections.abc import Iterator, Mapping
 
+import ml_dtypes
 import numpy as np
 
 from convert import hf_config, layout, manifest, orbax_stream, qwen2_5_vl, tiles, videonsa
@@ -19,6 +20,10 @@ from videonsa_jax.config.schema import ModelConfig
 from videonsa_jax.errors import UserError
 from videonsa_jax.progress import Progress
 
+_NARROW = {  # PyTorch's names of dtypes that do not hold all that a folder may store
+    "bfloat16": np.dtype(ml_dtypes.bfloat16),
+    **dict.fromkeys(("float16", "half"), np.dtype(np.float16)),
+}
 Arrays = Mapping[str, StoredArray]
 Tensors = Mapping[str, Stored]
 
@@ -31,6 +36,7 @@ class Difference:
     shape: tuple[int, ...]
     unequal: int  # numbers whose bits differ
     largest: float  # absolute difference; infinite where one side is not a finite number
+    narrowed: int  # numbers that change when transformers loads them
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +46,8 @@ class Report:
     compared: int  # tensors
     problems: Mapping[str, list[str]]  # by kind: names, or lines that say what differs
     differences: list[Difference]  # the largest first
+    load_dtype: str  # in which transformers loads all tensors
+    narrowed: list[str]  # those whose numbers change thereby
     notes: list[str]  # what differs on purpose
     rounded: str | None  # the checkpoint's dtype, where it is not the folder's
 
@@ -50,8 +58,8 @@ class Report:
 
     @property
     def is_equal(self) -> bool:
-        """Whether the numbers agree too, bit for bit."""
-        return self.is_one_model and not self.differences
+        """Whether the numbers agree too, bit for bit, in the files and when they are loaded."""
+        return self.is_one_model and not self.differences and not self.narrowed
 
 
 def compare(
@@ -95,12 +103,21 @@ def compare(
     notes += [
         f"{n} tensors are {here}, {there} in {hf.path}" for (there, here), n in dtypes.items()
     ]
+    load_dtype = _load_dtype(hf)
+    loaded = _NARROW.get(load_dtype)
     with Progress("verify", _bytes(whole, hf.tensors), unit="bytes") as progress:
-        found = [x for param in whole for x in _differences(param, arrays, hf.tensors, progress)]
+        found = [
+            difference
+            for param in whole
+            for difference in _differences(param, arrays, hf.tensors, loaded, progress)
+        ]
+    differences = [x for x in found if x.unequal]
     return Report(
         compared=sum(len(param.row.names()) for param in whole),
         problems=problems,
-        differences=sorted(found, key=lambda x: (x.largest, x.unequal), reverse=True),
+        differences=sorted(differences, key=lambda x: (x.largest, x.unequal), reverse=True),
+        load_dtype=load_dtype,
+        narrowed=sorted(x.name for x in found if x.narrowed),
         notes=notes + config_notes,
         rounded=next((here for _, here in dtypes), None),
     )
@@ -178,13 +195,21 @@ def _bytes(params: list[Param], tensors: Tensors) -> int:
     return sum(tensors[name].nbytes for param in params for name in param.row.names())
 
 
+def _load_dtype(hf: HFDirectory) -> str:
+    """What dtype="auto" means to transformers: the config's, or else the first tensor's."""
+    named = [hf.config.get(key) for key in hf_config.DTYPE_FIELDS]
+    stored = sorted(hf.tensors.values(), key=lambda x: (x.file.name, x.name))
+    return next(str(name) for name in (*named, *(x.dtype for x in stored), "float32") if name)
+
+
 def _differences(
-    param: Param, arrays: Arrays, tensors: Tensors, progress: Progress
+    param: Param, arrays: Arrays, tensors: Tensors, loaded: np.dtype | None, progress: Progress
 ) -> Iterator[Difference]:
-    """Of the tensors of one parameter, those with numbers that differ."""
+    """Of the tensors of one parameter, those with numbers that differ, in the file or `loaded`."""
     names, layered = param.row.names(), param.row.layers is not None
     stored = arrays[param.row.jax]
-    unequal, largest = collections.Counter(), dict.fromkeys(names, 0.0)
+    unequal, narrowed = collections.Counter(), collections.Counter()
+    largest = dict.fromkeys(names, 0.0)
     for index, ours in stored.read(stored.boxes(layered=layered)):
         layer, inner = (index[0].start, index[1:]) if layered else (0, index)
         name = names[layer]
@@ -192,13 +217,18 @@ def _differences(
         theirs = np.empty(there.shape, there.dtype)
         tiles.assign(theirs, there)
         progress.advance(theirs.nbytes)
-        theirs = theirs.astype(stored.dtype, copy=False)
-        count, most = _difference(theirs, ours[0] if layered else ours)
+        kept = theirs.astype(stored.dtype, copy=False)
+        count, most = _difference(kept, ours[0] if layered else ours)
         unequal[name] += count
         largest[name] = max(largest[name], most)
-    for name, count in unequal.items():
-        if count:
-            yield Difference(name, tensors[name].shape, count, largest[name])
+        if loaded not in (None, theirs.dtype):
+            with np.errstate(over="ignore"):
+                rounded = theirs.astype(loaded).astype(stored.dtype)
+            narrowed[name] += _unequal(rounded, kept).sum()
+    for name in names:
+        if unequal[name] or narrowed[name]:
+            shape = tensors[name].shape
+            yield Difference(name, shape, unequal[name], largest[name], int(narrowed[name]))
 
 
 def _difference(theirs: np.ndarray, ours: np.ndarray) -> tuple[int, float]:

@@ -11,11 +11,11 @@ import numpy as np
 from convert import (
     destination,
     hf_config,
-    hf_directory,
     layout,
     manifest,
     matching,
     orbax_stream,
+    peft_adapter,
     tiles,
 )
 from convert.hf_directory import HFDirectory
@@ -32,7 +32,8 @@ CARRIED = "hf"  # folder in a converted checkpoint: config, tokenizer, processor
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command line of `python -m convert from-hf`."""
-    parser.add_argument("source", metavar="SRC", help="folder with config.json and safetensors")
+    parser.add_argument("source", metavar="SRC", help="folder of a model or of a LoRA adapter")
+    parser.add_argument("--base", metavar="HF_DIR", help="folder of the model that SRC adapts")
     parser.add_argument("destination", metavar="DST", help="folder to make")
     parser.add_argument(
         "--dtype", choices=("keep", *DTYPES), default="keep", help="of the stored weights"
@@ -54,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
     Raises:
       UserError: what the user can mend; the destination is then absent, or marked incomplete.
     """
-    source = hf_directory.open_hf(args.source)
+    source = peft_adapter.open_hf(args.source, args.base, report=print)
     cfg = hf_config.from_hf(source.config, attention=args.attention)
     found = matching.match(
         source,
@@ -151,7 +152,8 @@ def _carry(source: HFDirectory, folder: pathlib.Path) -> None:
 
 def _describe(source: HFDirectory) -> dict:
     files = sorted({tensor.file for tensor in source.tensors.values()})
-    return {
+    described = {
         "path": str(source.path.absolute()),
         "files": {file.name: file.stat().st_size for file in files},
     }
+    return described if source.base is None else {**described, "base": str(source.base.absolute())}

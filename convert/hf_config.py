@@ -25,6 +25,8 @@ ARCHITECTURES: dict[str, Architecture] = {
     "VideoNSAForConditionalGeneration": "videonsa",
 }
 
+DTYPE_FIELDS = ("dtype", "torch_dtype")  # the first rules
+
 # Sections are saved as differences from their class's defaults, so these are what absence means.
 _VISION_DEFAULTS = {
     "depth": 32,
@@ -59,7 +61,21 @@ _TEXT_DEFAULTS = {
     "num_attention_heads": 64,
     "num_key_value_heads": 8,
 }
+_VISION_ALIASES = {"num_attention_heads": "num_heads", "num_hidden_layers": "depth"}
 _ROPE_FIELDS = ("rope_theta", "mrope_section")
+# Fields of any section that would change what is computed, and the values that do not.
+_FIXED = {
+    "quantization_config": (None,),
+    "per_layer_config": (None, {}),
+    "pruned_heads": (None, {}),
+    "partial_rotary_factor": (None, 1),
+}
+_FIXED_TEXT = {
+    "hidden_act": ("silu",),
+    "attention_bias": (True, None),
+    "is_causal": (True,),
+    "use_sliding_window": (False, None),
+}
 # Of a `text_config`; elsewhere `window_size` is the vision tower's.
 _NSA_SIZES = {
     "block_size": "block_size",
@@ -82,9 +98,12 @@ _WRITTEN = {
     *_TEXT_DEFAULTS,
     *_VISION_DEFAULTS,
     *_NSA_SIZES,
+    *_FIXED,
+    *_FIXED_TEXT,
     *("architectures", "model_type", "text_config", "vision_config", "transformers_version"),
-    *("dtype", "torch_dtype", "hidden_act", "head_dim", "layer_types", "use_sliding_window"),
-    *("rope_scaling", "rope_parameters", "tie_word_embeddings", "in_chans", "spatial_patch_size"),
+    *DTYPE_FIELDS,
+    *("rope_scaling", "rope_parameters", "head_dim", "layer_types"),
+    *("tie_word_embeddings", "in_chans", "spatial_patch_size"),
     "gate_temperature",
 }
 
@@ -107,10 +126,12 @@ def from_hf(config: Mapping[str, Any], *, attention: AttentionMode | None = None
     default = "released" if is_videonsa(config) else "paper"
     top = Section("", config, _FLAT_DEFAULTS)
     top.allow("model_type", "qwen2_5_vl")
-    top.allow("quantization_config", None)
     nested = top.has("text_config")
     text = top.section("text_config", _TEXT_DEFAULTS) if nested else top
-    vision = top.section("vision_config", _VISION_DEFAULTS)
+    vision = top.section("vision_config", _VISION_DEFAULTS).with_aliases(_VISION_ALIASES)
+    for section in (top, text, vision):
+        for key, values in _FIXED.items():
+            section.allow(key, *values)
     try:
         return ModelConfig(
             text=_text(text, tied=_is_tied(top, text)),
@@ -142,19 +163,21 @@ def to_hf(
     Args:
       cfg: the model.
       architecture: `qwen2_5_vl` drops what only VideoNSA has.
-      dtype: of the stored tensors, for example "bfloat16".
+      dtype: that transformers is to load all tensors in, for example "bfloat16".
       carried: a config.json whose other fields are kept, for example the source's.
 
     Raises:
       UserError: Hugging Face's code cannot compute such a model.
     """
     _refuse_without_form(cfg)
-    top, text, vision = _extras(carried or {})
+    carried = carried or {}
+    top, text, vision = _extras(carried)
     text |= _text_fields(cfg.text)
-    vision |= _vision_fields(cfg)
+    vision |= _vision_fields(cfg) | _dtype_fields(carried.get("vision_config"), dtype)
     if architecture == "videonsa":
         text |= {theirs: getattr(cfg.nsa, ours) for theirs, ours in _NSA_SIZES.items()}
         text |= {"gate_temperature": cfg.nsa.gate_temperature, "model_type": "qwen2_5_vl_text"}
+        text |= _dtype_fields(carried.get("text_config"), dtype)
         layout = {"text_config": text}
     else:
         layout = text
@@ -169,8 +192,8 @@ def to_hf(
         "video_token_id": cfg.video_token_id,
         "vision_start_token_id": cfg.vision_start_token_id,
         "tie_word_embeddings": cfg.text.tie_embeddings,
-        "torch_dtype": dtype,
-        "transformers_version": _version(cfg.position_advance, carried or {}),
+        **(_dtype_fields(carried, dtype) or {"torch_dtype": dtype}),
+        "transformers_version": _version(cfg.position_advance, carried),
     }
 
 
@@ -187,9 +210,10 @@ def _architecture(config: Mapping[str, Any]) -> Architecture:
 
 def _text(text: Section, *, tied: bool) -> TextConfig:
     d_model, heads = text.integer("hidden_size"), text.integer("num_attention_heads")
-    text.allow("hidden_act", "silu")
-    text.allow("use_sliding_window", False, None)
-    text.allow("attention_bias", True, None)
+    null_kv_heads = text.values.get("num_key_value_heads", ...) is None
+    for key, values in _FIXED_TEXT.items():
+        text.allow(key, *values)
+    text.allow("head_dim", d_model // heads, None)
     for kind in text.values.get("layer_types") or ():
         Section(text.path, {"layer_types": kind}, {}).allow("layer_types", "full_attention")
     rope = _rope(text, ["mrope", "default"])
@@ -199,8 +223,8 @@ def _text(text: Section, *, tied: bool) -> TextConfig:
         d_ff=text.integer("intermediate_size"),
         num_layers=text.integer("num_hidden_layers"),
         num_heads=heads,
-        num_kv_heads=text.integer("num_key_value_heads"),
-        head_dim=text.integer("head_dim") if text.has("head_dim") else d_model // heads,
+        num_kv_heads=heads if null_kv_heads else text.integer("num_key_value_heads"),
+        head_dim=d_model // heads,
         mrope_section=rope.integers("mrope_section", count=3),
         rope_theta=rope.number("rope_theta"),
         norm_eps=text.number("rms_norm_eps"),
@@ -211,18 +235,21 @@ def _text(text: Section, *, tied: bool) -> TextConfig:
 def _vision(vision: Section, text_width: int) -> VisionConfig:
     vision.allow("hidden_act", "silu")
     vision.allow("out_hidden_size", text_width)
-    old_name = vision.has("in_chans") and not vision.has("in_channels")
+    d_model, heads = vision.integer("hidden_size"), vision.integer("num_heads")
+    channels = vision.integer("in_channels")
+    vision.allow("in_chans", channels, None)  # a name that configs have and transformers ignores
+    vision.allow("head_dim", d_model // heads, None)
     return VisionConfig(
-        d_model=vision.integer("hidden_size"),
+        d_model=d_model,
         d_ff=vision.integer("intermediate_size"),
         num_layers=vision.integer("depth"),
-        num_heads=vision.integer("num_heads"),
+        num_heads=heads,
         full_attention_layers=vision.integers("fullatt_block_indexes"),
         patch_size=vision.integer("patch_size"),
         temporal_patch_size=vision.integer("temporal_patch_size"),
         merge_size=vision.integer("spatial_merge_size"),
         window_pixels=vision.integer("window_size"),
-        in_channels=vision.integer("in_chans" if old_name else "in_channels"),
+        in_channels=channels,
         rope_theta=_rope(vision, ["axial", "default"]).number("rope_theta"),
     )
 
@@ -235,25 +262,35 @@ def _nsa(text: Section) -> NSAConfig:
 
 
 def _rope(section: Section, allowed: list[str]) -> Section:
-    """Rotary fields: `rope_parameters`, or `rope_scaling` and its neighbour `rope_theta`."""
+    """Rotary fields: `rope_scaling`, or else `rope_parameters`, and the neighbour `rope_theta`."""
     defaults = {key: section.defaults[key] for key in _ROPE_FIELDS if key in section.defaults}
-    if section.has("rope_theta"):
-        defaults["rope_theta"] = section.number("rope_theta")
-    key = next((key for key in ("rope_scaling", "rope_parameters") if section.has(key)), None)
+    defaults["rope_theta"] = section.number("rope_theta")
+    keys = ("rope_scaling", "rope_parameters")
+    key = next((key for key in keys if section.values.get(key)), None)  # empty is absent
     rope = Section(section.path, {}, defaults) if key is None else section.section(key, defaults)
     for kind in ("rope_type", "type"):
         rope.allow(kind, *allowed)
+    rope.allow("partial_rotary_factor", *_FIXED["partial_rotary_factor"])
+    for key, value in rope.values.items():
+        if isinstance(value, Mapping):  # the fields of one kind of layers
+            rope.allow(key, None)
     return rope
 
 
 def _token_ids(top: Section, text: Section) -> dict[str, int]:
+    """Those of the top level, which transformers reads; a `text_config` may repeat them."""
     keys = ("image_token_id", "video_token_id", "vision_start_token_id")
-    return {key: (top if top.has(key) else text).integer(key, least=0) for key in keys}
+    ids = {key: top.integer(key, least=0) for key in keys}
+    for key in filter(text.has, keys):
+        text.allow(key, ids[key])
+    return ids
 
 
 def _is_tied(*levels: Section) -> bool:
     """Versions differ in the level that says so."""
-    return any(level.values.get("tie_word_embeddings") is True for level in levels)
+    for level in levels:
+        level.allow("tie_word_embeddings", True, False, None)
+    return any(level.values.get("tie_word_embeddings") for level in levels)
 
 
 def _position_advance(config: Mapping[str, Any]) -> PositionAdvance:
@@ -321,6 +358,11 @@ def _vision_fields(cfg: ModelConfig) -> dict[str, Any]:
         "fullatt_block_indexes": list(vision.full_attention_layers),
         "tokens_per_second": int(cfg.tokens_per_second),
     }
+
+
+def _dtype_fields(carried: Mapping[str, Any] | None, dtype: str) -> dict[str, str]:
+    """The dtype under the names that a section has for it: transformers 5 renamed it."""
+    return {key: dtype for key in DTYPE_FIELDS if key in (carried or {})}
 
 
 def _extras(carried: Mapping[str, Any]) -> tuple[dict, dict, dict]:

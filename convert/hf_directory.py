@@ -12,6 +12,8 @@ from videonsa_jax.errors import UserError
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+ADAPTER_CONFIG = "adapter_config.json"  # of PEFT
+ADAPTER = "adapter_model.safetensors"
 MANIFEST = "manifest.json"  # of an export; describes its tensors, so it is not carried along
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 CARRIED = (".json", ".jinja", ".txt", ".model", ".tiktoken", ".md")
@@ -26,11 +28,7 @@ class HFDirectory:
     config: dict[str, Any]  # of config.json
     tensors: dict[str, Stored]  # by canonical name
     carried: tuple[pathlib.Path, ...]  # config, tokenizer, processor, chat template, licence
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all tensors."""
-        return sum(tensor.nbytes for tensor in self.tensors.values())
+    base: pathlib.Path | None = None  # that an adapter, which `path` then is, was merged into
 
 
 def open_hf(path: str | pathlib.Path) -> HFDirectory:
@@ -41,8 +39,18 @@ def open_hf(path: str | pathlib.Path) -> HFDirectory:
         an index that disagrees with its files.
     """
     path = pathlib.Path(path)
+    if is_adapter(path):
+        raise UserError(
+            f"{path} is an adapter, not a whole model; from-hf and verify merge it into the model "
+            "that --base=HF_DIR names"
+        )
     config = read_config(path)
     has_index, has_weights = (path / INDEX).is_file(), (path / WEIGHTS).is_file()
+    if (path / ADAPTER_CONFIG).is_file():
+        raise UserError(
+            f"{path} holds both a whole model and {ADAPTER_CONFIG}; remove the latter if the "
+            "adapter is merged already, else keep them in two folders"
+        )
     if has_index and has_weights:
         raise UserError(
             f"{path} holds both {WEIGHTS} and {INDEX}; remove the one that is not this model's"
@@ -70,7 +78,26 @@ def read_config(path: str | pathlib.Path) -> dict[str, Any]:
         raise UserError(f"{path}: no such folder")
     if not (path / CONFIG).is_file():
         raise UserError(f"{path}: no {CONFIG} in it; name a folder as Hugging Face lays it out")
-    return _read_json(path / CONFIG)
+    return read_json(path / CONFIG)
+
+
+def is_adapter(path: pathlib.Path) -> bool:
+    """Whether a folder holds an adapter of PEFT instead of a model."""
+    whole = any((path / name).is_file() for name in (WEIGHTS, INDEX))
+    return (path / ADAPTER_CONFIG).is_file() and not whole
+
+
+def read_adapter(path: pathlib.Path) -> dict[str, Stored]:
+    """The tensors of an adapter, by the names they have there.
+
+    Raises:
+      UserError: there are none, or pickled ones, or the file is damaged.
+    """
+    if not (path / ADAPTER).is_file():
+        pickles = sorted(file for file in path.iterdir() if file.suffix in PICKLES)
+        hint = _pickle_hint(pickles[0]) if pickles else f"no {ADAPTER} in it; download it"
+        raise UserError(f"{path}: {hint}")
+    return safetensors_io.read_header(path / ADAPTER)
 
 
 def carried_files(path: str | pathlib.Path) -> tuple[pathlib.Path, ...]:
@@ -84,10 +111,27 @@ def carried_files(path: str | pathlib.Path) -> tuple[pathlib.Path, ...]:
     )
 
 
+def read_json(file: pathlib.Path) -> dict[str, Any]:
+    """A JSON object whose names differ.
+
+    Raises:
+      UserError: the file cannot be read or holds something else.
+    """
+    try:
+        value = json.loads(file.read_text("utf-8"), object_pairs_hook=_unique)
+    except OSError as error:
+        raise UserError(f"{file}: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{file}: not valid JSON ({error}); download it again") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{file}: expected a JSON object, not {type(value).__name__}")
+    return value
+
+
 def _read_shards(path: pathlib.Path) -> dict[str, Stored]:
     """The tensors of all files that the index names, each in the file that it names."""
     index = path / INDEX
-    weight_map = _read_json(index).get("weight_map")
+    weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise UserError(f"{index}: no weight_map of tensors and their files; download it again")
     found: dict[str, Stored] = {}
@@ -152,18 +196,6 @@ def _pickle_hint(file: str | pathlib.Path) -> str:
         "so they are refused; load the model with transformers and save_pretrained() writes "
         "safetensors"
     )
-
-
-def _read_json(file: pathlib.Path) -> dict[str, Any]:
-    try:
-        value = json.loads(file.read_text("utf-8"), object_pairs_hook=_unique)
-    except OSError as error:
-        raise UserError(f"{file}: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{file}: not valid JSON ({error}); download it again") from error
-    if not isinstance(value, dict):
-        raise UserError(f"{file}: expected a JSON object, not {type(value).__name__}")
-    return value
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

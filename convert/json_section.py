@@ -9,18 +9,30 @@ from videonsa_jax.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Section:
-    """One object of a config.json; reads check types, errors name the field.
-
-    Null means absent, as in transformers.
-    """
+    """One object of a config.json; reads check types, errors name the field."""
 
     path: str  # of its fields in the file
     values: Mapping[str, Any]
     defaults: Mapping[str, Any]
 
     def has(self, key: str) -> bool:
-        """Whether the file gives a value."""
+        """Whether the file gives a value other than null."""
         return self.values.get(key) is not None
+
+    def with_aliases(self, aliases: Mapping[str, str]) -> "Section":
+        """The same object with the values of `aliases` ({other name: own name}) under own names.
+
+        Raises:
+          UserError: a field has two values. Which one rules depends on transformers' version.
+        """
+        values = dict(self.values)
+        for alias, key in aliases.items():
+            if alias in values and values.setdefault(key, values[alias]) != values[alias]:
+                raise UserError(
+                    f"config.json: {self.path}{alias}={values[alias]!r} and "
+                    f"{self.path}{key}={values[key]!r} are two names of one field; remove one"
+                )
+        return dataclasses.replace(self, values=values)
 
     def integer(self, key: str, least: int = 1) -> int:
         return self._checked(key, self._read(key), least)
@@ -54,11 +66,10 @@ class Section:
         return Section(f"{self.path}{key}.", value, defaults)
 
     def _read(self, key: str) -> Any:
-        if self.has(key):
-            return self.values[key]
-        if key not in self.defaults:
-            raise UserError(f"config.json: {self.path}{key} is missing; copy it from the original")
-        return self.defaults[key]
+        for level in (self.values, self.defaults):
+            if key in level:
+                return level[key]
+        raise UserError(f"config.json: {self.path}{key} is missing; copy it from the original")
 
     def _checked(self, key: str, value: Any, least: int) -> int:
         if isinstance(value, bool) or not isinstance(value, int) or value < least:

@@ -48,6 +48,8 @@ def describe(path: pathlib.Path) -> tuple[str, list[Line]]:
     """
     if path.is_file() and path.suffix not in PICKLES:
         return "file", _tensors(safetensors_io.read_header(path).values())
+    if hf_directory.is_adapter(path):
+        return "file of the adapter", _tensors(hf_directory.read_adapter(path).values())
     if path.is_file() or (path / hf_directory.CONFIG).is_file():
         return "file", _tensors(hf_directory.open_hf(path).tensors.values())
     if not path.is_dir():

@@ -134,8 +134,7 @@ def _transformers_logits(
 
 
 def _transformers_model(hf: str | pathlib.Path) -> Any:
-    """Float32 and eager; gates of VideoNSA are left out, as transformers has no place for them."""
-    import torch
+    """Loaded in its own dtype, computing in float32, eager; without VideoNSA's gates."""
     import transformers
 
     logger = transformers.utils.logging
@@ -147,10 +146,10 @@ def _transformers_model(hf: str | pathlib.Path) -> Any:
             local_files_only=True,
             attn_implementation="eager",
             output_loading_info=True,
-            **{"dtype" if _is_version_5() else "torch_dtype": torch.float32},
+            **{"dtype" if _is_version_5() else "torch_dtype": "auto"},
         )
     finally:
         logger.set_verbosity(verbosity)
     if info["missing_keys"]:
         raise UserError(f"{hf}: transformers does not find {sorted(info['missing_keys'])[:3]}")
-    return model.eval()
+    return model.float().eval()

@@ -30,7 +30,7 @@ from convert.from_hf import CARRIED
 from convert.hf_config import Architecture
 from convert.layout import Param
 from convert.manifest import Manifest, Record
-from convert.matching import DTYPES, EMBEDDING
+from convert.matching import DTYPES
 from convert.orbax_stream import StoredArray
 from convert.safetensors_io import Spec, Stored
 from convert.table import Row
@@ -96,7 +96,7 @@ def run(args: argparse.Namespace) -> int:
     config = hf_config.to_hf(
         cfg,
         architecture=architecture,
-        dtype=next(spec.dtype.name for spec in source.specs if spec.name == EMBEDDING),
+        dtype=_load_dtype(source.specs),
         carried=None if carried is None else hf_directory.read_config(carried),
     )
     with destination.new_folder(args.destination) as folder:
@@ -227,6 +227,12 @@ def _write_param(
 def _flush(file: pathlib.Path) -> None:
     with file.open("rb") as handle:
         os.fsync(handle.fileno())
+
+
+def _load_dtype(specs: Sequence[Spec]) -> str:
+    """The narrowest dtype that holds all tensors: transformers loads all in the config's."""
+    dtypes = {spec.dtype.name for spec in specs}
+    return dtypes.pop() if len(dtypes) == 1 else "float32"
 
 
 def _carried_folder(source: str, given: str | None) -> pathlib.Path | None:

@@ -4,7 +4,7 @@ import argparse
 import math
 from collections.abc import Iterator
 
-from convert import comparison, hf_directory, parity
+from convert import comparison, parity, peft_adapter
 from convert.comparison import Report
 from convert.parity import Agreement
 from videonsa_jax.config.schema import ModelConfig
@@ -15,7 +15,8 @@ SHOWN = 10  # lines of one kind; the rest is counted
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command line of `python -m convert verify`."""
-    parser.add_argument("hf_dir", help="folder as Hugging Face lays it out")
+    parser.add_argument("hf_dir", help="folder of a model or of a LoRA adapter")
+    parser.add_argument("--base", metavar="HF_DIR", help="folder of the model that it adapts")
     parser.add_argument("checkpoint", help="folder of weights, or a run's --workdir")
     parser.add_argument(
         "--allow-unexpected",
@@ -37,8 +38,9 @@ def run(args: argparse.Namespace) -> int:
       UserError: a side cannot be read.
     """
     cfg = checkpoint.load_model_config(args.checkpoint)
+    hf = peft_adapter.open_hf(args.hf_dir, args.base, report=print)
     report = comparison.compare(
-        hf_directory.open_hf(args.hf_dir),
+        hf,
         args.checkpoint,
         cfg,
         allow_unexpected=args.allow_unexpected,
@@ -50,8 +52,13 @@ def run(args: argparse.Namespace) -> int:
         print("logits: not compared, because of --no-logits")
     elif not report.is_one_model:
         print("logits: not compared, because the sides are not one model")
+    elif hf.base is not None:
+        print("logits: not compared, because transformers does not merge an adapter by itself")
     elif missing:
-        print(f"logits: not compared, because {' and '.join(missing)} cannot be imported")
+        print(
+            f"logits: not compared, because {' and '.join(missing)} cannot be imported; how "
+            "transformers loads the folder is known from its config.json and headers only"
+        )
     else:
         agreement = parity.compare(args.hf_dir, args.checkpoint, cfg, rounded=report.rounded)
         print(_describe_logits(agreement, cfg))
@@ -66,6 +73,12 @@ def _describe(report: Report) -> Iterator[str]:
             yield f"{kind}: {len(lines)}"
             yield from _first("  ", lines)
     yield from (f"note: {note}" for note in report.notes)
+    if report.narrowed:
+        yield (
+            f"rounded: {len(report.narrowed)} tensors, when transformers loads all of them in "
+            f"{report.load_dtype}; config.json should name float32"
+        )
+        yield from _first("  ", report.narrowed)
     worst = report.differences
     most = max((x.largest for x in worst), default=0.0)
     yield f"tensors: {report.compared} compared, {len(worst)} differ, largest difference {most:.3g}"

@@ -189,14 +189,6 @@ def test_videonsa_reads_its_sizes_from_the_text_config_only():
     assert hf_config.from_hf(config).nsa == want
 
 
-def test_a_given_head_width_is_kept():
-    config = FLAT_7B | {"head_dim": 64, "rope_scaling": {"type": "mrope", "mrope_section": [8] * 4}}
-    with pytest.raises(UserError, match=r"mrope_section=.*must be a list of 3 integers"):
-        hf_config.from_hf(config)
-    config["rope_scaling"] = {"type": "mrope", "mrope_section": [8, 12, 12]}
-    assert hf_config.from_hf(config).text.head_dim == 64
-
-
 @pytest.mark.parametrize("cfg", [*PRESETS.values(), *SMALL.values()], ids=[*PRESETS, *SMALL])
 @pytest.mark.parametrize("advance", ["all_axes", "spatial"])
 @pytest.mark.parametrize("carried", [None, FLAT_7B, _nested(FLAT_7B, version="5.1.0")])
@@ -230,12 +222,174 @@ def test_carried_fields_are_kept_and_sizes_are_not(carried):
         assert flat["pad_token_id"] == nested["text_config"]["pad_token_id"] == 7
 
 
+TINY = {
+    **{key: FLAT_7B[key] for key in ("architectures", "model_type", "transformers_version")},
+    **{"hidden_size": 96, "intermediate_size": 44, "num_hidden_layers": 2, "vocab_size": 97},
+    **{"num_attention_heads": 4, "num_key_value_heads": 2, "rms_norm_eps": 1e-6},
+    "rope_theta": 5e5,
+    "rope_scaling": {"type": "mrope", "mrope_section": [2, 4, 6]},
+    "vision_config": {
+        **{"hidden_size": 192, "num_heads": 3, "depth": 5, "out_hidden_size": 96},
+        "fullatt_block_indexes": [1],
+    },
+}
+TINY_READ = {
+    **{"kv_heads": 2, "layers": 2, "theta": 5e5, "mrope_section": (2, 4, 6), "tied": False},
+    **{"vision_heads": 3, "vision_layers": 5, "vision_theta": 1e4, "channels": 3, "eps": 1e-6},
+    "image_token_id": 151655,
+}
+
+
+def _vision(*without: str, **others) -> dict:
+    vision = {key: x for key, x in TINY["vision_config"].items() if key not in without}
+    return {"vision_config": vision | others}
+
+
+def _tiny_rope(scaling: dict | None, parameters: dict | None = None) -> dict:
+    return {"rope_scaling": scaling, "rope_parameters": parameters}
+
+
+def _tiny_nested(**text) -> dict:
+    fields = {key: TINY[key] for key in (*TEXT_FIELDS, "rope_theta", "rope_scaling") if key in TINY}
+    return {"text_config": {**fields, **text}, "hidden_size": 8, "rope_theta": 8.0}
+
+
+VARIANTS = {  # spellings of one config, and what they change
+    "as_it_is": ({}, {}),
+    "vision_aliases": (
+        _vision("num_heads", "depth", num_attention_heads=6, num_hidden_layers=8),
+        {"vision_heads": 6, "vision_layers": 8},
+    ),
+    "both_names": (_vision(num_attention_heads=3, num_hidden_layers=5), {}),
+    "vision_defaults": (
+        _vision("num_heads", "depth"),
+        {"vision_heads": 16, "vision_layers": 32},
+    ),
+    "default_type": (_tiny_rope({"rope_type": "default", "mrope_section": [2, 4, 6]}), {}),
+    "both_types": (
+        _tiny_rope({"rope_type": "mrope", "type": "default", "mrope_section": [4, 4, 4]}),
+        {"mrope_section": (4, 4, 4)},
+    ),
+    "rope_parameters": (
+        _tiny_rope(None, {"rope_type": "default", "mrope_section": [4, 4, 4], "rope_theta": 7.0}),
+        {"mrope_section": (4, 4, 4), "theta": 7.0},
+    ),
+    "empty_rope_scaling": (
+        _tiny_rope({}, {"rope_type": "mrope", "mrope_section": [4, 4, 4]}),
+        {"mrope_section": (4, 4, 4)},
+    ),
+    "rope_scaling_wins": (
+        _tiny_rope(TINY["rope_scaling"], {"rope_type": "default", "rope_theta": 7.0}), {}
+    ),
+    "theta_in_rope_scaling": (
+        _tiny_rope({**TINY["rope_scaling"], "rope_theta": 7.0}), {"theta": 7.0}
+    ),
+    "vision_theta": (_vision(rope_theta=100.0), {"vision_theta": 100.0}),
+    "vision_rope_scaling": (
+        _vision(rope_theta=100.0, rope_scaling={"rope_type": "default", "rope_theta": 7.0}),
+        {"vision_theta": 7.0},
+    ),
+    "vision_rope_parameters": (
+        _vision(rope_parameters={"rope_type": "axial", "rope_theta": 7.0}), {"vision_theta": 7.0}
+    ),
+    "kv_heads_null": ({"num_key_value_heads": None}, {"kv_heads": 4}),
+    "nested_eps": (_tiny_nested(rms_norm_eps=1e-4), {"eps": 1e-4}),
+    "nested": (_tiny_nested(), {}),
+    "nested_kv_heads_null": (_tiny_nested(num_key_value_heads=None), {"kv_heads": 4}),
+    "nested_tied": (_tiny_nested(tie_word_embeddings=True), {"tied": True}),
+    "nested_layer_types": (_tiny_nested(layer_types=["full_attention"] * 2), {}),
+    "token_id": ({"image_token_id": 7}, {"image_token_id": 7}),
+    "in_channels": (_vision(in_channels=1), {"channels": 1}),
+    "in_chans": (_vision(in_channels=1, in_chans=1), {"channels": 1}),
+    "sliding_window_unused": ({"use_sliding_window": False, "sliding_window": 4}, {}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_every_spelling_is_read(name):
+    change, changed = VARIANTS[name]
+    cfg = hf_config.from_hf(TINY | change)
+    text, vision = cfg.text, cfg.vision
+    assert {
+        "kv_heads": text.num_kv_heads,
+        "layers": text.num_layers,
+        "theta": text.rope_theta,
+        "mrope_section": text.mrope_section,
+        "tied": text.tie_embeddings,
+        "eps": text.norm_eps,
+        "vision_heads": vision.num_heads,
+        "vision_layers": vision.num_layers,
+        "vision_theta": vision.rope_theta,
+        "channels": vision.in_channels,
+        "image_token_id": cfg.image_token_id,
+    } == TINY_READ | changed
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("name", VARIANTS)
+def test_every_spelling_is_read_as_transformers_reads_it(name):
+    transformers = pytest.importorskip("transformers", reason="needs transformers")
+    change, changed = VARIANTS[name]
+    cfg = transformers.Qwen2_5_VLConfig.from_dict(copy.deepcopy(TINY | change))
+    text, vision = cfg.text_config, cfg.vision_config
+    assert set(text.layer_types) == {"full_attention"}
+    assert {
+        "kv_heads": text.num_key_value_heads,
+        "layers": text.num_hidden_layers,
+        "theta": text.rope_parameters["rope_theta"],
+        "mrope_section": tuple(text.rope_parameters["mrope_section"]),
+        "tied": cfg.tie_word_embeddings,
+        "eps": text.rms_norm_eps,
+        "vision_heads": vision.num_heads,
+        "vision_layers": vision.depth,
+        "vision_theta": vision.rope_parameters["rope_theta"],
+        "channels": vision.in_channels,
+        "image_token_id": cfg.image_token_id,
+    } == TINY_READ | changed
+
+
 UNSUPPORTED = {
     "model_type": ({"model_type": "llama"}, "model_type='llama'.*'qwen2_5_vl'"),
     "class": ({"architectures": ["Qwen2VLForConditionalGeneration"]}, "architectures=.*Qwen2VL"),
     "activation": ({"hidden_act": "gelu"}, "hidden_act='gelu'.*'silu'"),
     "sliding_window": ({"use_sliding_window": True}, "use_sliding_window=True.*False"),
     "bias": ({"attention_bias": False}, "attention_bias=False.*True"),
+    "causal": ({"is_causal": False}, "is_causal=False.*True"),
+    "head_width": ({"head_dim": 64}, "head_dim=64.*128"),
+    "vision_head_width": (_with(FLAT_7B, {"head_dim": 64}), r"vision_config\.head_dim=64.*80"),
+    "vision_activation": (
+        _with(FLAT_7B, {"hidden_act": "gelu"}),
+        r"vision_config\.hidden_act='gelu",
+    ),
+    "layer": ({"per_layer_config": {"0": {"num_attention_heads": 4}}}, "per_layer_config="),
+    "pruned": (_with(FLAT_7B, {"pruned_heads": {"0": [1]}}), r"vision_config\.pruned_heads="),
+    "partial": ({"partial_rotary_factor": 0.5}, "partial_rotary_factor=0.5.*1"),
+    "partial_rope": (
+        {"rope_scaling": {"type": "mrope", "partial_rotary_factor": 0.5}},
+        r"rope_scaling\.partial_rotary_factor=0.5",
+    ),
+    "layers_rope": (
+        {"rope_scaling": None, "rope_parameters": {"full_attention": {"rope_theta": 5.0}}},
+        r"rope_parameters\.full_attention=",
+    ),
+    "section": (
+        {"rope_scaling": {"type": "mrope", "mrope_section": [8] * 4}},
+        r"mrope_section=.*must be a list of 3 integers",
+    ),
+    "heads_alias": (
+        _with(FLAT_7B, {"num_attention_heads": 8}),
+        r"vision_config\.num_attention_heads=8 and vision_config\.num_heads=16 are two names",
+    ),
+    "depth_alias": (
+        _with(FLAT_7B, {"num_hidden_layers": 8}),
+        r"vision_config\.num_hidden_layers=8 and vision_config\.depth=32 are two names",
+    ),
+    "channels": (_with(FLAT_7B, {"in_chans": 1}), r"vision_config\.in_chans=1 .*allowed: 3"),
+    "null": (_with(FLAT_7B, {"depth": None}), r"vision_config\.depth=None must be an integer"),
+    "token": (
+        _nested(FLAT_7B, version="4.55.0", image_token_id=7),
+        r"text_config\.image_token_id=7 .*allowed: 151655",
+    ),
     "rope_type": (
         {"rope_scaling": {"type": "yarn", "factor": 4.0, "mrope_section": [16, 24, 24]}},
         r"rope_scaling\.type='yarn'.*'mrope' or 'default'",

@@ -45,7 +45,6 @@ def test_all_tensors_are_found(tmp_path, files, spelling):
         hf_folder.rename(folder)
     opened = hf_directory.open_hf(folder)
     assert opened.tensors.keys() == tensors.keys()
-    assert opened.nbytes == sum(x.nbytes for x in tensors.values())
     assert opened.config == json.loads((folder / "config.json").read_text())
     for name, value in tensors.items():
         np.testing.assert_array_equal(opened.tensors[name].read(), value, strict=True)

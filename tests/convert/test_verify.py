@@ -3,12 +3,13 @@
 import argparse
 import dataclasses
 import json
+import re
 
 import jax
 import numpy as np
 import pytest
 
-from convert import from_hf, orbax_stream, parity, verify
+from convert import from_hf, hf_config, orbax_stream, parity, to_hf, verify
 from tests import hf_folder, small_models
 from videonsa_jax.training import checkpoint
 
@@ -127,6 +128,79 @@ def test_a_policy_of_dtypes_is_reported_and_passes(plain, tmp_path, capsys):
     code, out = _output(capsys, folder / "hf", tmp_path / "half", "--no-logits")
     assert code == 0
     assert f"{len(tensors)} tensors are bfloat16, float32 in" in out
+
+
+def _mixed(tmp_path, decoder: str, **config):
+    """A folder whose tower is float32, and its checkpoint."""
+    tensors = hf_folder.write(tmp_path / "hf", CFG)
+    is_tower = {name: name.startswith("visual.") for name in tensors}
+    mixed = {name: x if is_tower[name] else x.astype(decoder) for name, x in tensors.items()}
+    hf_folder.write_tensors(tmp_path / "hf", mixed, files=1)
+    _edit_config(tmp_path / "hf", **config)
+    assert call(from_hf, tmp_path / "hf", tmp_path / "checkpoint") == 0
+    return tmp_path / "hf", tmp_path / "checkpoint"
+
+
+def _edit_config(folder, **fields) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    config = {key: x for key, x in (config | fields).items() if x is not None}
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize("decoder", ["bfloat16", "float16"])
+@pytest.mark.parametrize("names", [["torch_dtype"], ["dtype"], ["dtype", "torch_dtype"]])
+def test_a_mixed_model_is_exported_with_the_dtype_that_holds_it(tmp_path, capsys, decoder, names):
+    fields = dict.fromkeys(["dtype", "torch_dtype"]) | dict.fromkeys(names, decoder)
+    vision = hf_config.to_hf(CFG, architecture="qwen2_5_vl", dtype=decoder)["vision_config"]
+    vision["torch_dtype"] = decoder  # transformers 4 loads the tower in this one
+    _, folder = _mixed(tmp_path, decoder, vision_config=vision, **fields)
+    assert call(to_hf, folder, tmp_path / "export") == 0
+    config = json.loads((tmp_path / "export" / "config.json").read_text())
+    written = {key: config[key] for key in ("dtype", "torch_dtype") if key in config}
+    assert written == dict.fromkeys(names, "float32")
+    assert config["vision_config"]["torch_dtype"] == "float32"
+    assert _output(capsys, tmp_path / "export", folder, "--no-logits")[0] == 0
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"torch_dtype": "bfloat16"},
+        {"dtype": "bfloat16", "torch_dtype": "float32"},
+        {"torch_dtype": None},
+    ],
+    ids=["old name", "new name rules", "none"],
+)
+def test_rounding_by_transformers_fails(tmp_path, capsys, config):
+    hf, folder = _mixed(tmp_path, "bfloat16", **config)
+    code, out = _output(capsys, hf, folder, "--no-logits")
+    assert code == 1
+    count = sum(name.startswith("visual.") for name in hf_folder.read_tensors(hf))
+    dtype = next(iter(config.values())) or "bfloat16"  # none: that of the first tensor by name
+    lines = out.splitlines()
+    at = next(i for i, line in enumerate(lines) if line.startswith(f"rounded: {count} tensors"))
+    assert f"in {dtype};" in lines[at]
+    assert lines[at + 1].startswith("  visual.")
+    _edit_config(hf, dtype="float32")
+    assert _output(capsys, hf, folder, "--no-logits")[0] == 0
+
+
+@pytest.mark.torch
+def test_rounding_is_what_transformers_does(tmp_path, capsys):
+    pytest.importorskip("torch", reason="needs PyTorch (see the test extra)")
+    transformers = pytest.importorskip("transformers", reason="needs transformers")
+    hf, folder = _mixed(tmp_path, "bfloat16", torch_dtype="bfloat16")
+    code, out = _output(capsys, hf, folder)
+    assert code == 1
+    assert float(re.search(r"largest difference (\S+) of the largest logit", out)[1]) > 1e-4
+    assert call(to_hf, folder, tmp_path / "export") == 0
+    code, out = _output(capsys, tmp_path / "export", folder)
+    assert code == 0, out
+    for name, dtype in (("hf", "bfloat16"), ("export", "float32")):
+        model = transformers.Qwen2_5_VLForConditionalGeneration.from_pretrained(
+            tmp_path / name, dtype="auto"
+        )
+        assert {str(x.dtype) for x in model.parameters()} == {f"torch.{dtype}"}
 
 
 def test_a_different_config_fails(plain, tmp_path, capsys):

@@ -138,7 +138,7 @@ class PreparedSource:
             )
             for visual in record["visuals"]
         )
-        messages = tuple(Message(role, text) for role, text in record["messages"])
+        messages = tuple(Message(*fields) for fields in record["messages"])
         return Conversation(record["name"], messages, visuals)
 
 
@@ -163,7 +163,7 @@ def _encode(
                 "is_video": reference.is_video,
             }
         )
-    messages = [[message.role, message.text] for message in conversation.messages]
+    messages = [[m.role, m.text, m.bears_loss] for m in conversation.messages]
     record = {"name": conversation.name, "messages": messages, "visuals": visuals}
     return {
         "record": json.dumps(record, ensure_ascii=False),

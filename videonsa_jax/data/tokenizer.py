@@ -46,7 +46,7 @@ class Tokenizer:
         missing = [name for name in NEEDED_TOKENS if backend.token_to_id(name) is None]
         if missing:
             raise UserError(f"{origin}: lacks Qwen's special tokens {', '.join(missing)}")
-        self.vocab_size = backend.get_vocab_size()
+        self.vocab_size = max(backend.get_vocab().values()) + 1  # ids may leave gaps
         self.end_of_text, self.im_start, self.im_end = map(
             backend.token_to_id, (END_OF_TEXT, IM_START, IM_END)
         )
@@ -57,16 +57,18 @@ class Tokenizer:
     def from_dir(cls, directory: str | pathlib.Path) -> "Tokenizer":
         """Reads `tokenizer.json` of a Hugging Face directory.
 
+        What training left in the file is switched off: truncation, padding, dropout of merges.
+
         Raises:
-          UserError: there is no such file, it is not a tokenizer, or it lacks one of Qwen's special
-            tokens.
+          UserError: there is no such file, it is not a tokenizer, it lacks one of Qwen's special
+            tokens, or an added token would get another id than the file says.
         """
         path = pathlib.Path(directory) / "tokenizer.json"
         if not path.is_file():
             raise UserError(f"{path}: no such file; give a directory with a tokenizer.json")
         try:
-            text = path.read_text(encoding="utf-8")
-            json.loads(text)
+            text = path.read_text(encoding="utf-8-sig")
+            stored = json.loads(text)
         except ValueError as error:
             raise UserError(f"{path}: not readable as JSON: {error}") from error
         try:
@@ -75,6 +77,17 @@ class Tokenizer:
             raise UserError(
                 f"{path}: not a tokenizer of the library tokenizers: {error}"
             ) from error
+        backend.no_truncation()
+        backend.no_padding()
+        if isinstance(backend.model, models.BPE):
+            backend.model.dropout = None
+        for token in stored.get("added_tokens") or ():
+            given = backend.token_to_id(token["content"])
+            if given != token["id"]:  # the library counts on from the vocabulary, whatever is said
+                raise UserError(
+                    f"{path}: says that {token['content']} is token {token['id']}, but the library "
+                    f"tokenizers gives it {given}; number the added tokens on from the vocabulary"
+                )
         return cls(backend, str(path))
 
     def encode(self, text: str) -> list[int]:

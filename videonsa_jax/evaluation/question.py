@@ -1,11 +1,13 @@
 """One question about one video, whichever benchmark it comes from."""
 
+import codecs
 import dataclasses
 import json
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+from videonsa_jax.data.sources import begins_array
 from videonsa_jax.errors import UserError
 
 
@@ -44,22 +46,31 @@ def read_records(path: str | pathlib.Path) -> list[dict[str, Any]]:
     """A JSON list, or JSON objects one a line, in the order of the file.
 
     Raises:
-      UserError: there is no such file, or a part of it is not JSON.
+      UserError: there is no such file, it is not UTF-8, or a part of it is not a JSON object.
     """
     path = pathlib.Path(path)
     if not path.is_file():
         raise UserError(f"{path}: no such file of questions")
-    text = path.read_text(encoding="utf-8")
-    if text.lstrip().startswith("["):
-        return _parse(text, str(path))
-    lines = enumerate(text.split("\n"), start=1)
-    return [_parse(line, f"{path}:{number}") for number, line in lines if line.strip()]
+    data = path.read_bytes()
+    if begins_array(path, data):
+        records = {f"{path}[{i}]": record for i, record in enumerate(_parse(data, str(path)))}
+    else:
+        lines = {f"{path}:{i}": line for i, line in enumerate(data.split(b"\n"), start=1)}
+        records = {
+            place: _parse(line, place)
+            for place, line in lines.items()
+            if line.removeprefix(codecs.BOM_UTF8).strip()
+        }
+    for place, record in records.items():
+        if not isinstance(record, dict):
+            raise UserError(f"{place}: a record must be a JSON object, not {type(record).__name__}")
+    return list(records.values())
 
 
-def _parse(text: str, place: str) -> Any:
+def _parse(data: bytes, place: str) -> Any:
     try:
-        return json.loads(text)
-    except ValueError as error:
+        return json.loads(data)
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{place}: not JSON: {error}") from error
 
 

@@ -1,18 +1,23 @@
 """Generated text -> answer -> score. What cannot be parsed is wrong; nothing is guessed."""
 
 import re
+import string
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from videonsa_jax.evaluation.question import Question
 
-LETTERS = "ABCDEF"
-_STANDALONE_LETTER = re.compile(rf"\b[{LETTERS}]\b")
+LETTERS = string.ascii_uppercase
+FEWEST_LETTERS = 6  # an answer F is one, if a wrong one, where there are fewer options
 
 
-def parse_letter(text: str) -> str | None:
-    """The first letter A to F that stands alone, as in "B", "(B)", "B. a dog"; None without one."""
-    match = _STANDALONE_LETTER.search(text)
+def parse_letter(text: str, n_options: int = FEWEST_LETTERS) -> str | None:
+    """The first letter that stands alone, as in "B", "(B)", "B. a dog"; None without one.
+
+    Letters go from A to F, or to that of the last option where there are more.
+    """
+    letters = LETTERS[: max(n_options, FEWEST_LETTERS)]
+    match = re.search(rf"\b[{letters}]\b", text)
     return match.group() if match else None
 
 
@@ -27,7 +32,7 @@ def score(generated: str, question: Question) -> tuple[str | None, bool]:
     A letter where the question has options, else an exact match of the normalized texts.
     """
     if question.options:
-        parsed = parse_letter(generated)
+        parsed = parse_letter(generated, len(question.options))
         return parsed, parsed == question.answer
     parsed = normalize(generated) or None
     return parsed, parsed == normalize(question.answer)

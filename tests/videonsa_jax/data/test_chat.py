@@ -70,6 +70,15 @@ def test_loss_is_on_answers_and_their_end_token_only(tokenizer):
     assert set(weights.tolist()) == {0.0, 1.0}
 
 
+def test_answer_that_bears_no_loss_is_read_but_not_learnt(tokenizer):
+    messages, _ = CONVERSATIONS["several_turns"]
+    all_tokens, _ = chat.tokenize(messages, tokenizer)
+    messages = [*messages[:1], Message("assistant", "Red.", bears_loss=False), *messages[2:]]
+    tokens, weights = chat.tokenize(messages, tokenizer)
+    assert tokens.tolist() == all_tokens.tolist()
+    assert tokenizer.decode(tokens[weights == 1]) == "Yes.<|im_end|>"
+
+
 def test_generation_prompt_and_answer_make_the_training_sequence(tokenizer):
     asked = [Message("user", "What?")]
     prompt, _ = chat.tokenize(asked, tokenizer, generation_prompt=True)

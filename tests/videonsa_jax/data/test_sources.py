@@ -1,101 +1,22 @@
-"""Records of both layouts, and what a broken one says."""
+"""Files of records, and several of them as one."""
 
+import codecs
 import json
 import pathlib
 import pickle
 
 import pytest
 
-from videonsa_jax.data import chat
-from videonsa_jax.data.chat import Message
 from videonsa_jax.data.errors import BadSample
-from videonsa_jax.data.sources import JoinedSource, JsonSource, parse_record
-from videonsa_jax.data.visuals import FrameFiles, ImageFile, VideoFile
+from videonsa_jax.data.sources import JoinedSource, JsonSource
+from videonsa_jax.data.visuals import VideoFile
 from videonsa_jax.errors import UserError
 
-ROOT = pathlib.Path("videos")
 TURNS = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "Red."}]
 
 
 def llava(**fields) -> dict:
     return {"id": "1", "conversations": TURNS, **fields}
-
-
-def swift(text: str, **fields) -> dict:
-    return {
-        "messages": [{"role": "user", "content": text}, {"role": "assistant", "content": "Red."}],
-        **fields,
-    }
-
-
-def parse(record: object):
-    return parse_record(record, "d.jsonl:7", ROOT)
-
-
-def test_llava_video():
-    conversation = parse(llava(video="a/b.mp4"))
-    assert conversation.visuals == (VideoFile("videos/a/b.mp4"),)
-    assert conversation.messages == (
-        Message("user", f"{chat.VIDEO}\nWhat?"),
-        Message("assistant", "Red."),
-    )
-
-
-@pytest.mark.parametrize("field", ["video", "images"])
-def test_llava_frames_of_one_video(field):
-    conversation = parse(llava(**{field: ["0.jpg", "1.jpg"]}, fps=2))
-    assert conversation.visuals == (FrameFiles(("videos/0.jpg", "videos/1.jpg"), 2.0),)
-    assert chat.VIDEO in conversation.messages[0].text
-
-
-def test_absolute_paths_stay():
-    assert parse(llava(video="/data/b.mp4")).visuals == (VideoFile("/data/b.mp4"),)
-
-
-def test_several_turns_and_a_system_turn():
-    turns = [{"from": "system", "value": "Be brief."}, *TURNS, {"from": "human", "value": "Sure?"}]
-    messages = parse({"video": "b.mp4", "conversations": turns}).messages
-    assert [m.role for m in messages] == ["system", "user", "assistant", "user"]
-
-
-def test_swift_images_are_one_tag_each():
-    conversation = parse(swift("<image><image>What?", images=["0.jpg", "1.jpg"]))
-    assert conversation.visuals == (ImageFile("videos/0.jpg"), ImageFile("videos/1.jpg"))
-    assert conversation.messages[0].text == f"{chat.IMAGE}{chat.IMAGE}What?"
-
-
-def test_swift_videos_and_images_in_the_order_of_the_text(tmp_path):
-    for name in ("1.png", "0.png"):
-        (tmp_path / name).touch()
-    record = swift("<video>?<image>!<video>", images=["i.png"], videos=["v.mp4", str(tmp_path)])
-    frames = FrameFiles((f"{tmp_path}/0.png", f"{tmp_path}/1.png"), None)
-    visuals = parse(record).visuals
-    assert visuals == (VideoFile("videos/v.mp4"), ImageFile("videos/i.png"), frames)
-
-
-@pytest.mark.parametrize(
-    ("record", "reason"),
-    [
-        ([1, 2], "a record must be a JSON object, not list"),
-        ({"video": "a.mp4"}, 'has neither "conversations" nor "messages"'),
-        (llava(conversations=[]), "must be a list of at least one turn"),
-        (llava(conversations=[{"from": "gpt"}]), 'an object with a text "value"'),
-        (llava(conversations=[{"from": "cat", "value": "?"}]), "\"from\": 'cat' is not one of"),
-        (llava(), "1 <image> and 0 <video> tags for 0 images and 0 videos"),
-        (llava(videos=["a.mp4", "b.mp4"]), "1 <image> and 0 <video> tags for 0 images and 2"),
-        (swift("What?", images=["a.png"]), "0 <image> and 0 <video> tags for 1 images"),
-        (swift("<image>" * 3, images=["a.png"]), "3 <image> and 0 <video> tags for 1 images"),
-        (llava(video=7), "7 is not the path of an image or video"),
-        (llava(video=[]), "has zero frames"),
-        (llava(video=["a.png"], fps=0), '"fps": 0 must be a number above 0'),
-    ],
-)
-def test_broken_record_is_one_clear_line(record, reason):
-    with pytest.raises(BadSample) as error:
-        parse(record)
-    assert str(error.value).startswith("d.jsonl:7: ")
-    assert reason in str(error.value)
-    assert "\n" not in str(error.value)
 
 
 def test_jsonl_is_read_line_by_line(tmp_path):
@@ -117,6 +38,48 @@ def test_json_array(tmp_path):
     assert len(source) == 2
     assert source[1].visuals == (VideoFile("elsewhere/1.mp4"),)
     assert source[1].name == f"{path}[1]"
+
+
+@pytest.mark.parametrize("indent", [None, 1])
+def test_byte_order_mark_is_passed_over(tmp_path, indent):
+    path = tmp_path / "d.json"
+    records = [llava(video="0.mp4"), llava(video="1.mp4")]
+    array = json.dumps(records, indent=indent).encode()
+    lines = b"\n".join(json.dumps(record).encode() for record in records)
+    mark = codecs.BOM_UTF8
+    for data in (mark + array, mark + b"\r\n" + array, mark + lines, mark + lines + b"\n" + mark):
+        path.write_bytes(data)
+        source = JsonSource(path)
+        assert [v.path for i in range(len(source)) for v in source[i].visuals] == [
+            f"{tmp_path}/0.mp4",
+            f"{tmp_path}/1.mp4",
+        ]
+
+
+def test_files_with_marks_can_be_put_together(tmp_path):
+    path = tmp_path / "d.jsonl"
+    line = json.dumps(llava(video="0.mp4")).encode() + b"\n"
+    path.write_bytes((codecs.BOM_UTF8 + line) * 2)
+    assert JsonSource(path)[1].visuals == (VideoFile(f"{tmp_path}/0.mp4"),)
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+def test_other_encodings_are_refused(tmp_path, encoding):
+    path = tmp_path / "d.json"
+    for text in (json.dumps([llava(video="0.mp4")]), json.dumps(llava(video="0.mp4"))):
+        path.write_text(text, encoding=encoding)
+        with pytest.raises(UserError, match=f"{path}: is UTF-16 or UTF-32; save it as UTF-8"):
+            JsonSource(path)
+
+
+@pytest.mark.parametrize("line", [b'{"id": "caf\xe9"}', b"[" * 100_000 + b"]" * 100_000])
+def test_line_that_no_parser_takes_is_a_bad_sample(tmp_path, line):
+    path = tmp_path / "d.jsonl"
+    path.write_bytes(json.dumps(llava(video="0.mp4")).encode() + b"\n" + line)
+    source = JsonSource(path)
+    assert source[0].visuals
+    with pytest.raises(BadSample, match=":2: not readable as JSON"):
+        source[1]
 
 
 def test_unusable_files_are_named(tmp_path):

@@ -27,6 +27,8 @@ def data(tmp_path_factory, make_video, tokenizer_dir, write_jsonl) -> DataConfig
         question = {"from": "human", "value": "<image>\nWhat?"}
         answer = {"from": "gpt", "value": f"Rot — {i}."}
         records.append({"video": f"{i}.mp4", "conversations": [question, answer]})
+    unlearnt = {**records[2]["conversations"][1], "loss": False}
+    records[2]["conversations"][1:1] = [unlearnt, {"from": "human", "value": "Sure?"}]
     Image.fromarray(np.full((60, 60, 3), 9, np.uint8)).save(folder / "still.png")
     records[3]["images"] = ["still.png"]
     records[3]["conversations"][0]["value"] = "<image><video>\nWhat?"
@@ -55,6 +57,7 @@ def test_samples_equal_those_of_the_videos(data, model, tokenizer, tmp_path):
         conversation = stored[raw[i].name]
         got, want = loader.load(conversation), loader.load(raw[i])
         np.testing.assert_array_equal(got.tokens, want.tokens)
+        np.testing.assert_array_equal(got.loss_weights, want.loss_weights)
         assert loader.measure(conversation) == loader.measure(raw[i])
         for one, other in zip(got.visuals, want.visuals, strict=True):
             np.testing.assert_array_equal(one.patches, other.patches)

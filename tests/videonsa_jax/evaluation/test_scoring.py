@@ -1,5 +1,6 @@
 """Answers are parsed from text by rule, and never guessed."""
 
+import dataclasses
 import pathlib
 
 import pytest
@@ -42,6 +43,20 @@ def test_first_standalone_letter_is_the_answer(text, letter):
 
 
 @pytest.mark.parametrize(
+    ("text", "n_options", "letter"),
+    [("J", 10, "J"), ("(H) the ball", 8, "H"), ("K", 10, None), ("G or B", 7, "G"), ("F", 2, "F")],
+)
+def test_letters_go_as_far_as_the_options(text, n_options, letter):
+    assert scoring.parse_letter(text, n_options) == letter
+
+
+def test_tenth_option_can_be_right():
+    ten = dataclasses.replace(CHOICE, answer="J", options=tuple("abcdefghij"))
+    assert scoring.score("J. the last", ten) == ("J", True)
+    assert scoring.score("K", ten) == (None, False)
+
+
+@pytest.mark.parametrize(
     ("generated", "expected"),
     [("B. a cat", ("B", True)), ("A", ("A", False)), ("D", ("D", False)), ("cat", (None, False))],
 )
@@ -75,6 +90,11 @@ def test_summary_counts_by_hand():
         "n_failed": 1,
         "n_unparsed": 1,
     }
+
+
+def test_chance_comes_from_the_number_of_options():
+    row = {"kind": "all", "correct": True, "parsed": "J", "options": tuple("abcdefghij")}
+    assert scoring.summarize([row])["chance"] == 0.1
 
 
 def test_chance_is_unknown_where_a_question_has_no_options():

@@ -1,7 +1,9 @@
 """Benchmarks: each file reads its questions; the prompt is the question's own text."""
 
+import collections
+import dataclasses
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 
 from videonsa_jax.errors import UserError
 from videonsa_jax.evaluation.question import Question
@@ -22,17 +24,24 @@ def check(task: str) -> None:
 def load(task: str, path: str | pathlib.Path) -> list[Question]:
     """The questions of a task, in the order of its file.
 
+    Of questions with the same id the second gets "#1" behind it, the third "#2", and so on.
+
     Raises:
-      UserError: there is no such task, the file is unreadable, it has no question, or two have the
-        same id.
+      UserError: there is no such task, the file is unreadable, or it has no question.
     """
     check(task)
     questions = LOADERS[task](path)
     if not questions:
         raise UserError(f"{path}: has no questions")
-    ids = set()
+    return list(_with_distinct_ids(questions))
+
+
+def _with_distinct_ids(questions: Sequence[Question]) -> Iterator[Question]:
+    taken, repeats = set(), collections.Counter()
     for question in questions:
-        if question.id in ids:
-            raise UserError(f"{path}: two questions have the id {question.id!r}")
-        ids.add(question.id)
-    return questions
+        new = question.id
+        while new in taken:
+            repeats[question.id] += 1
+            new = f"{question.id}#{repeats[question.id]}"
+        taken.add(new)
+        yield dataclasses.replace(question, id=new)

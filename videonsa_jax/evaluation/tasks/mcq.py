@@ -23,24 +23,30 @@ def load(path: str | pathlib.Path) -> list[Question]:
 
 
 def _questions(record: Mapping[str, Any], path: str | pathlib.Path) -> list[Question]:
-    turns = record_field(record, "conversations", path)
     name = str(record_field(record, "id", path))
+    turns = record_field(record, "conversations", path)
+    if not isinstance(turns, list) or not all(
+        isinstance(turn, dict) and isinstance(turn.get("value"), str) for turn in turns
+    ):
+        raise UserError(f"{path}: record {name!r}: each turn must be an object with a text 'value'")
+    system = turns[:1] if turns and turns[0].get("from") == "system" else []
+    turns = turns[len(system) :]
     visuals = "".join(_VISUAL.findall(turns[0]["value"])) if turns else ""
     questions = []
     for number, (asked, answered) in enumerate(zip(turns[::2], turns[1::2], strict=False)):
         options = _options(asked["value"])
-        answer = scoring.parse_letter(answered["value"])
-        if len(options) < 2 or answer is None:
+        answer = scoring.parse_letter(answered["value"], len(options))
+        if len(options) < 2 or answer is None or answer not in scoring.LETTERS[: len(options)]:
             raise UserError(
-                f"{path}: record {name!r}, turn {2 * number}: not a multiple-choice question; it "
-                f"needs lines 'A. ...', 'B. ...' and a letter as the answer"
+                f"{path}: record {name!r}, turn {2 * number + len(system)}: not a multiple-choice "
+                f"question; it needs lines 'A. ...', 'B. ...' and the letter of one as the answer"
             )
         if number:  # the videos were named in the first turn
             asked = {**asked, "value": visuals + asked["value"]}
         questions.append(
             Question(
                 id=name if len(turns) == 2 else f"{name}#{number}",
-                record={**record, "conversations": [asked]},
+                record={**record, "conversations": [*system, asked]},
                 file=pathlib.Path(path),
                 answer=answer,
                 options=options,
@@ -51,9 +57,11 @@ def _questions(record: Mapping[str, Any], path: str | pathlib.Path) -> list[Ques
 
 
 def _options(text: str) -> tuple[str, ...]:
-    """Texts of the lines "A. ...", "B. ..." as far as the letters follow one another."""
-    found = _OPTION.findall(text)
-    letters = scoring.LETTERS[: len(found)]
-    return tuple(
-        option for letter, (has, option) in zip(letters, found, strict=False) if has == letter
-    )
+    """Texts of the last run of lines "A. ...", "B. ..." whose letters follow one another."""
+    options: list[str] = []
+    for letter, option in _OPTION.findall(text):
+        if letter == "A":
+            options = [option]
+        elif options and letter == scoring.LETTERS[len(options) : len(options) + 1]:
+            options.append(option)
+    return tuple(options)
