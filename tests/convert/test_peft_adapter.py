@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 from convert import from_hf, listing, manifest, peft_adapter, table, verify, videonsa
 from convert.__main__ import main
 from tests import hf_folder, small_models
-from videonsa_jax import checkpoint
+from videonsa_jax.training import checkpoint
 
 CFG = small_models.config(heads=6, kv_heads=2)
 TIED = small_models.config(heads=7, kv_heads=1, tied=True)
