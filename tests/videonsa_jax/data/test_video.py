@@ -10,11 +10,13 @@ from PIL import Image
 
 from videonsa_jax.data import video
 from videonsa_jax.data.errors import BadSample
+from videonsa_jax.data.images import frames_from_images, read_image
+from videonsa_jax.data.sampling import Frames, frame_count, frame_indices
 
 ALL = {"fps": 1000, "min_frames": 2, "max_frames": 1000}
 
 
-def shown(frames: video.Frames, total: int) -> list[int]:
+def shown(frames: Frames, total: int) -> list[int]:
     """Which frames of a video from black to white these are, by their brightness."""
     grey = frames.images.mean(axis=(1, 2, 3))
     return np.round(grey / 255 * (total - 1)).astype(int).tolist()
@@ -48,21 +50,21 @@ def published_count(total, video_fps, fps, min_frames, max_frames):
     ],
 )
 def test_frame_count_follows_qwens_rule(total, video_fps, fps, min_frames, max_frames, count):
-    got = video.frame_count(total, video_fps, fps=fps, min_frames=min_frames, max_frames=max_frames)
+    got = frame_count(total, video_fps, fps=fps, min_frames=min_frames, max_frames=max_frames)
     assert got == count
     assert got == published_count(total, video_fps, fps, min_frames, max_frames)
 
 
 def test_one_frame_is_too_few():
     with pytest.raises(ValueError, match="1 frames with max_frames=768 leave 0 to sample"):
-        video.frame_count(1, 30.0, fps=2.0, min_frames=4, max_frames=768)
+        frame_count(1, 30.0, fps=2.0, min_frames=4, max_frames=768)
 
 
 def test_indices_are_spread_evenly_from_first_to_last():
-    assert video.frame_indices(300, 4).tolist() == [0, 100, 199, 299]
-    assert video.frame_indices(7, 4).tolist() == [0, 2, 4, 6]
-    assert video.frame_indices(10, 10).tolist() == list(range(10))
-    assert video.frame_indices(4, 2).tolist() == [0, 3]
+    assert frame_indices(300, 4).tolist() == [0, 100, 199, 299]
+    assert frame_indices(7, 4).tolist() == [0, 2, 4, 6]
+    assert frame_indices(10, 10).tolist() == list(range(10))
+    assert frame_indices(4, 2).tolist() == [0, 3]
 
 
 @pytest.mark.torch
@@ -72,7 +74,7 @@ def test_indices_are_torchs_linspace_rounded():
     for total in totals:
         for count in range(2, min(total, 210) + 1, 2):
             want = torch.linspace(0, total - 1, count).round().long().tolist()
-            assert video.frame_indices(total, count).tolist() == want, (total, count)
+            assert frame_indices(total, count).tolist() == want, (total, count)
 
 
 def test_sampled_frames_are_the_right_ones(tmp_path, make_video):
@@ -139,12 +141,12 @@ def test_truncated_file_is_an_error_not_black_frames(
     tmp_path, make_video, truncate, faststart, kept
 ):
     path = truncate(make_video(tmp_path / "a.mp4", faststart=faststart), kept)
-    with pytest.raises(BadSample, match=re.escape(f"{path}: ") + ".*truncated or damaged"):
+    with pytest.raises(BadSample, match=re.escape(f"{path}: ") + ".*truncated"):
         video.sample_frames(path, **ALL)
 
 
 def test_missing_file():
-    for read in (video.probe, video.read_image, lambda p: video.sample_frames(p, **ALL)):
+    for read in (video.probe, read_image, lambda p: video.sample_frames(p, **ALL)):
         with pytest.raises(BadSample, match=r"^nowhere.mp4: no such file$"):
             read("nowhere.mp4")
 
@@ -180,7 +182,7 @@ def test_frame_images_are_a_video(tmp_path):
     for i in range(3):
         paths.append(tmp_path / f"{i}.png")
         Image.fromarray(np.full((6, 8, 3), i, np.uint8)).save(paths[-1])
-    frames = video.frames_from_images(paths, fps=2.0)
+    frames = frames_from_images(paths, fps=2.0)
     assert frames.images[:, 0, 0, 0].tolist() == [
         0,
         1,
@@ -197,8 +199,8 @@ def test_broken_frame_images_are_named(tmp_path):
     Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(other)
     broken.write_bytes(good.read_bytes()[:40])
     with pytest.raises(BadSample, match=f"{other}: is 8x8, the frames before it are 8x6"):
-        video.frames_from_images([good, other], fps=1.0)
+        frames_from_images([good, other], fps=1.0)
     with pytest.raises(BadSample, match=f"{broken}: not a readable image"):
-        video.frames_from_images([good, broken], fps=1.0)
+        frames_from_images([good, broken], fps=1.0)
     with pytest.raises(BadSample, match="zero frames"):
-        video.frames_from_images([], fps=1.0)
+        frames_from_images([], fps=1.0)
