@@ -3,7 +3,7 @@
 import contextlib
 import os
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import BinaryIO
 
 import av
@@ -38,23 +38,24 @@ def opened(path: str | pathlib.Path) -> Iterator[tuple[InputContainer, VideoStre
         raise BadSample(str(path), reason) from error
 
 
-def whole_frames(container: InputContainer, stream: VideoStream) -> Iterator[av.VideoFrame]:
-    """Decodes onwards from where the container is; frames flagged as corrupt are left out.
+def whole_frames(packets: Iterable[av.Packet]) -> Iterator[av.VideoFrame]:
+    """Decodes packets of one stream; frames flagged as corrupt are left out.
 
     Packets in front of the first frame may fail: recordings of a broadcast begin anywhere. Later
     ones raise FFmpegError.
     """
-    started = False
-    for packet in container.demux(stream):
+    last = None
+    for packet in packets:
         try:
             frames = packet.decode()
-        except av.error.InvalidDataError:
-            if started:
-                raise
-            continue
+        except av.error.InvalidDataError as error:
+            if last is None:
+                continue
+            reason = f"what follows after {last.time or 0:.2f} s does not decode: {error.strerror}"
+            raise av.error.InvalidDataError(error.errno, reason) from error
         for frame in frames:
             if not frame.is_corrupt:
-                started = True
+                last = frame
                 yield frame
 
 
@@ -80,6 +81,13 @@ def missing_end(path: str | pathlib.Path, stream: VideoStream | None = None) -> 
     return f"truncated: {size} bytes are there of {end}" if end > size else None
 
 
+def has_whole_index(path: str | pathlib.Path) -> bool:
+    """Whether an MP4 file's index tells of all its frames: in pieces, each has an index."""
+    with open(path, "rb") as file:
+        boxes = {kind for kind, _ in _mp4_boxes(file)}
+    return b"moov" in boxes and b"moof" not in boxes
+
+
 def _video_stream(container: InputContainer) -> VideoStream | None:
     """FFmpeg's choice; never a cover picture."""
     videos = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
@@ -98,7 +106,7 @@ def _promised_end(file: BinaryIO) -> int:
     """Where the file should end by its outermost structure; 0 where that does not say."""
     head = file.read(12)
     if head[4:8] in MP4_BOXES:
-        return _mp4_end(file)
+        return max((end for _, end in _mp4_boxes(file)), default=0)
     if head[:4] == b"RIFF" and head[4:8] != b"\xff" * 4:
         return 8 + int.from_bytes(head[4:8], "little")
     file.seek(0)
@@ -111,7 +119,8 @@ def _promised_end(file: BinaryIO) -> int:
     return 0
 
 
-def _mp4_end(file: BinaryIO) -> int:
+def _mp4_boxes(file: BinaryIO) -> Iterator[tuple[bytes, int]]:
+    """(type, where it ends) of the outermost boxes, as far as they are known ones."""
     end = 0
     while True:
         file.seek(end)
@@ -120,8 +129,9 @@ def _mp4_end(file: BinaryIO) -> int:
         if size == 1:  # the size follows, in 64 bits
             size = int.from_bytes(head[8:16])
         if head[4:8] not in MP4_BOXES or size < 8:  # 0: the last box, up to the file's end
-            return end
+            return
         end += size
+        yield head[4:8], end
 
 
 def _ebml_number(file: BinaryIO, *, keep_marker: bool = False) -> int | None:

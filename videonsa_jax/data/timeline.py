@@ -1,14 +1,13 @@
 """When each frame of a video is shown: predicted from its packets, or found by decoding all of it.
 
-Decoding is the truth. Packets tell the same in most files, for much less work, so they are asked
-first; what is predicted from them is compared with the frames as they are decoded (`video.py`).
+Decoding is the truth. An MP4's index or a file's packets tell the same in most files, for much less
+work, so they are asked first, and what they tell is compared with frames as they are decoded.
 Frame counts and mean rates in headers are never believed.
 """
 
 import dataclasses
-import itertools
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import av
 import numpy as np
@@ -33,9 +32,8 @@ class Timeline:
     seconds: np.ndarray  # f64[total], from the first frame
     fps: float  # frames per second, on average where the rate varies
     is_constant: bool  # whether the frames lie 1 / fps apart
-    keyframes: tuple[tuple[int, int], ...] = ()  # (frame, timestamp to seek to), to decode from
+    keyframes: tuple[int, ...] = ()  # the frames from which decoding can start
     is_reliable: bool = False  # no need to decode all of it to count the frames
-    is_decoded: bool = False  # found by decoding, not predicted
 
     @property
     def total(self) -> int:
@@ -48,51 +46,70 @@ class Timeline:
         return float((len(indices) - 1) / (self.seconds[indices[-1]] - self.seconds[indices[0]]))
 
 
+def predict_from_index(path: str | pathlib.Path) -> Timeline | None:
+    """The timeline of an MP4 file with frames of a constant rate, without reading all of the file.
+
+    None for all others. Raises like `predict`.
+    """
+    with containers.opened(path) as (container, stream):
+        entries = stream.index_entries
+        if (
+            not _is_reliable(container, stream)
+            or not containers.has_whole_index(path)
+            or len(entries) < 2
+            or any(entry.is_discard or not entry.size for entry in entries)
+        ):
+            return None
+        _check_end(path, stream)
+        # the index has times of decoding; where they are evenly spaced, so are those of showing
+        timeline = _timeline(path, [entry.timestamp for entry in entries], container, stream)
+        return dataclasses.replace(timeline, is_reliable=True) if timeline.is_constant else None
+
+
 def predict(path: str | pathlib.Path) -> Timeline | None:
     """The timeline that the packets tell of; None where their timestamps cannot be one.
 
     Raises:
       BadSample: the file is missing, is not a video, or is truncated.
     """
-    shown = []  # (pts, dts, whether decoding can start here)
+    shown = []  # (pts, whether decoding can start here)
     with containers.opened(path) as (container, stream):
-        name, codec = container.format.name, stream.codec_context.name
         for packet in container.demux(stream):
             if packet.is_corrupt:
-                shown.append((None, None, False))
-            elif packet.size and not packet.is_discard and not _is_hidden(packet, codec):
-                shown.append((packet.pts, packet.dts, packet.is_keyframe))
-        truncated = containers.missing_end(path, stream)
-        if truncated:
-            raise BadSample(str(path), truncated)
-        if len(shown) < 2 or any(pts is None for pts, _, _ in shown) or name == "avi":
+                shown.append((None, False))
+            elif _is_shown(packet):
+                shown.append((packet.pts, packet.is_keyframe))
+        _check_end(path, stream)
+        times = {pts for pts, _ in shown}
+        if len(times) < max(len(shown), 2) or None in times or container.format.name == "avi":
             return None
-        shown.sort(key=lambda packet: packet[0])
-        pts = [pts for pts, _, _ in shown]
-        if len(set(pts)) < len(pts):
-            return None
+        shown.sort()
         return dataclasses.replace(
-            _timeline(path, pts, container, stream),
-            keyframes=tuple(
-                (i, pts if dts is None else dts) for i, (pts, dts, key) in enumerate(shown) if key
-            ),
-            is_reliable=name.startswith(RELIABLE_CONTAINERS) and codec in RELIABLE_CODECS,
+            _timeline(path, [pts for pts, _ in shown], container, stream),
+            keyframes=tuple(i for i, (_, is_keyframe) in enumerate(shown) if is_keyframe),
+            is_reliable=_is_reliable(container, stream),
         )
 
 
-def opening_size(path: str | pathlib.Path, timeline: Timeline) -> tuple[int, int] | None:
-    """(height, width) of the first frame; None where the first ones are not those predicted."""
-    second_keyframe = timeline.keyframes[1][0] if len(timeline.keyframes) > 1 else timeline.total
-    count = min(second_keyframe + 1, CHECKED, timeline.total)
+def opening_size(path: str | pathlib.Path) -> tuple[int, int] | None:
+    """(height, width) of the first frame; None where the first ones are not what packets tell."""
+    told, decoded, keyframes, size = [], [], [], None
     with containers.opened(path) as (container, stream):
-        frames = containers.whole_frames(container, stream)
-        first = next(frames, None)
-        if first is None:
-            return None
-        decoded = [first.pts, *(f.pts for f in itertools.islice(frames, count - 1))]
-        extra = next(frames, None) if count == timeline.total else None
-    is_right = extra is None and tuple(decoded) == timeline.pts[:count]
-    return containers.shown_size(first) if is_right else None
+
+        def packets() -> Iterator[av.Packet]:
+            for packet in container.demux(stream):
+                if _is_shown(packet):
+                    told.append(packet.pts)
+                    keyframes.extend([packet.pts] if packet.is_keyframe else [])
+                yield packet
+
+        for frame in containers.whole_frames(packets()):
+            size = size or containers.shown_size(frame)
+            decoded.append(frame.pts)
+            if len(decoded) == CHECKED or (len(keyframes) > 1 and frame.pts >= keyframes[1]):
+                told = sorted(told)[: len(decoded)]
+                break
+    return size if decoded == sorted(told) else None
 
 
 def scan(path: str | pathlib.Path) -> tuple[Timeline, tuple[int, int]]:
@@ -103,12 +120,12 @@ def scan(path: str | pathlib.Path) -> tuple[Timeline, tuple[int, int]]:
     """
     pts, size = [], None
     with containers.opened(path) as (container, stream):
-        for frame in containers.whole_frames(container, stream):
+        for frame in containers.whole_frames(container.demux(stream)):
             pts.append(frame.pts)
             size = size or containers.shown_size(frame)
         if size is None:
             raise BadSample(str(path), "has no frame that decodes")
-        return dataclasses.replace(_timeline(path, pts, container, stream), is_decoded=True), size
+        return _timeline(path, pts, container, stream), size
 
 
 def _timeline(
@@ -131,26 +148,36 @@ def _timeline(
         if not rates:
             raise BadSample(str(path), "has neither timestamps in order nor a frame rate")
         return Timeline(tuple(pts), count / rates[0], rates[0], is_constant=True)
-    for rate in rates:
-        if np.abs(ticks - count / (rate * tick)).max() <= 1:  # each is rounded to a tick
-            return Timeline(tuple(pts), ticks * tick, rate, is_constant=True)
+    mean = (len(pts) - 1) / (ticks[-1] * tick) if len(pts) > 1 else 1.0
+    for rate in [*rates, round(mean), round(mean * 1.001) / 1.001]:  # 30 and 29.97
+        if rate and np.abs(ticks - count / (rate * tick)).max() <= 1:  # each is rounded to a tick
+            return Timeline(tuple(pts), ticks * tick, float(rate), is_constant=True)
     # how long the last frame is shown is not known: as long as most. Half a tick more, so that
     # rounding does not take a frame from 20 s
     length = int(ticks[-1]) + float(np.median(np.diff(ticks))) + 0.5 if len(pts) > 1 else 1
     return Timeline(tuple(pts), ticks * tick, len(pts) / (length * tick), is_constant=False)
 
 
-def _is_hidden(packet: av.Packet, codec: str) -> bool:
-    """Whether a packet of VP8 or VP9 only prepares later frames."""
-    if codec not in ("vp8", "vp9"):
+def _check_end(path: str | pathlib.Path, stream: VideoStream) -> None:
+    truncated = containers.missing_end(path, stream)
+    if truncated:
+        raise BadSample(str(path), truncated)
+
+
+def _is_reliable(container: InputContainer, stream: VideoStream) -> bool:
+    codec = stream.codec_context.codec.canonical_name
+    return container.format.name.startswith(RELIABLE_CONTAINERS) and codec in RELIABLE_CODECS
+
+
+def _is_shown(packet: av.Packet) -> bool:
+    """Whether a frame comes of a packet; some of VP8 and VP9 only prepare later frames."""
+    if not packet.size or packet.is_discard:
         return False
-    first = bytes(memoryview(packet)[:1])[0]
+    codec, data = packet.stream.codec_context.codec.canonical_name, memoryview(packet)
     if codec == "vp8":
-        return not first >> 4 & 1  # show_frame
-    last = bytes(memoryview(packet)[-1:])[0]
-    if last >> 5 == 0b110:
-        return False  # a superframe: hidden frames together with the one that is shown
-    bits = f"{first:08b}"
-    after_profile = 5 if bits[2:4] == "11" else 4
-    shows_existing, is_shown = bits[after_profile] == "1", bits[after_profile + 2] == "1"
-    return not (shows_existing or is_shown)
+        return bool(data[0] >> 4 & 1)  # show_frame
+    if codec == "vp9" and data[-1] >> 5 != 0b110:  # no superframe, of which one frame is shown
+        after_profile = 5 if data[0] >> 4 & 3 == 3 else 4
+        shows_existing, shows_new = (data[0] >> (7 - after_profile - place) & 1 for place in (0, 2))
+        return bool(shows_existing or shows_new)
+    return True

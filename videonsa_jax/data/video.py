@@ -12,6 +12,8 @@ from collections.abc import Iterator, Sequence
 
 import av
 import numpy as np
+from av.container import InputContainer
+from av.video.stream import VideoStream
 
 from videonsa_jax.data import container as containers
 from videonsa_jax.data import timeline as timelines
@@ -42,9 +44,9 @@ def probe(path: str | pathlib.Path) -> VideoInfo:
     Raises:
       BadSample: the file is missing, is not a video, is truncated, or does not decode.
     """
-    timeline, size = timelines.predict(path), None
+    timeline, size = timelines.predict_from_index(path) or timelines.predict(path), None
     if timeline is not None and timeline.is_reliable:
-        size = timelines.opening_size(path, timeline)
+        size = timelines.opening_size(path)
     if timeline is None or size is None:
         timeline, size = timelines.scan(path)
     return VideoInfo(timeline.total, timeline.fps, *size)
@@ -106,13 +108,13 @@ def _walk(
 ) -> Iterator[av.VideoFrame]:
     """The frames `wanted`, in order, the video's last one among them; raises _Mispredicted."""
     with containers.opened(path) as (container, stream):
-        frames, position = containers.whole_frames(container, stream), 0
+        frames, position = containers.whole_frames(container.demux(stream)), 0
         for index in wanted:
-            start, timestamp = _keyframe_before(timeline, index)
+            start = _keyframe_before(timeline, index)
             if timeline.is_reliable and start - position > SEEK_OVER:
-                container.seek(timestamp, stream=stream)
-                decoded = containers.whole_frames(container, stream)
-                frames, position = _from_keyframe(decoded, timeline.pts[start]), start
+                container.seek(timeline.pts[start], stream=stream)
+                frames = _from_keyframe(container, stream, timeline.pts[start])
+                position = start
             for expected in timeline.pts[position : index + 1]:
                 frame = next(frames, None)
                 if frame is None or frame.pts != expected:
@@ -123,14 +125,16 @@ def _walk(
             raise _Mispredicted
 
 
-def _keyframe_before(timeline: Timeline, index: int) -> tuple[int, int]:
-    """(frame, timestamp to seek to) of the last keyframe up to a frame."""
-    place = bisect.bisect_right(timeline.keyframes, index, key=lambda keyframe: keyframe[0])
-    return timeline.keyframes[place - 1] if place else (0, 0)
+def _keyframe_before(timeline: Timeline, index: int) -> int:
+    place = bisect.bisect_right(timeline.keyframes, index)
+    return timeline.keyframes[place - 1] if place else 0
 
 
-def _from_keyframe(frames: Iterator[av.VideoFrame], pts: int) -> Iterator[av.VideoFrame]:
-    """Leaves out what a seek lands on in front of a keyframe; raises _Mispredicted beyond it."""
+def _from_keyframe(
+    container: InputContainer, stream: VideoStream, pts: int
+) -> Iterator[av.VideoFrame]:
+    """The frames from a keyframe on, after a seek to it; raises _Mispredicted where it missed."""
+    frames = containers.whole_frames(container.demux(stream))
     for frame in frames:
         # frames shown before the keyframe may need others that were not decoded
         if frame.pts is not None and frame.pts >= pts:
