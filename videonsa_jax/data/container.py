@@ -28,35 +28,41 @@ def opened(path: str | pathlib.Path) -> Iterator[tuple[InputContainer, VideoStre
             stream = _video_stream(container)
             if stream is None:
                 raise BadSample(str(path), missing_end(path) or "has no video stream")
+            if stream.codec_context is None:
+                raise BadSample(str(path), "this FFmpeg has no decoder for its video stream")
             for other in container.streams:
                 if other is not stream:
                     other.discard = Discard.all
             stream.codec_context.thread_count = 1  # damaged frames too decode alike each time
             yield container, stream
     except (av.error.FFmpegError, UnicodeError) as error:
-        reason = missing_end(path) or f"not a readable video: {error.strerror or error}"
+        reason = missing_end(path) or f"not a readable video: {getattr(error, 'strerror', error)}"
         raise BadSample(str(path), reason) from error
 
 
 def whole_frames(packets: Iterable[av.Packet]) -> Iterator[av.VideoFrame]:
     """Decodes packets of one stream; frames flagged as corrupt are left out.
 
-    Packets in front of the first frame may fail: recordings of a broadcast begin anywhere. Later
-    ones raise FFmpegError.
+    Raises FFmpegError where a packet does not decode, and says after which time. Only in front of
+    the first keyframe that may be: a recording of a broadcast begins anywhere.
     """
-    last = None
+    last, undecoded = None, None
     for packet in packets:
         try:
             frames = packet.decode()
         except av.error.InvalidDataError as error:
-            if last is None:
-                continue
-            reason = f"what follows after {last.time or 0:.2f} s does not decode: {error.strerror}"
-            raise av.error.InvalidDataError(error.errno, reason) from error
+            if last is not None:
+                raise _undecodable(f"what follows {last.time or 0:.2f} s", error) from error
+            undecoded = error
+            continue
         for frame in frames:
             if not frame.is_corrupt:
+                if last is None and undecoded and not frame.key_frame:
+                    raise _undecodable("its first frame", undecoded)
                 last = frame
                 yield frame
+    if last is None and undecoded:
+        raise _undecodable("all of it", undecoded)
 
 
 def shown_size(frame: av.VideoFrame) -> tuple[int, int]:
@@ -86,6 +92,10 @@ def has_whole_index(path: str | pathlib.Path) -> bool:
     with open(path, "rb") as file:
         boxes = {kind for kind, _ in _mp4_boxes(file)}
     return b"moov" in boxes and b"moof" not in boxes
+
+
+def _undecodable(what: str, error: av.error.FFmpegError) -> av.error.FFmpegError:
+    return av.error.InvalidDataError(error.errno, f"{what} does not decode: {error.strerror}")
 
 
 def _video_stream(container: InputContainer) -> VideoStream | None:

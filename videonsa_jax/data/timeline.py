@@ -150,7 +150,10 @@ def _timeline(
         return Timeline(tuple(pts), count / rates[0], rates[0], is_constant=True)
     mean = (len(pts) - 1) / (ticks[-1] * tick) if len(pts) > 1 else 1.0
     for rate in [*rates, round(mean), round(mean * 1.001) / 1.001]:  # 30 and 29.97
-        if rate and np.abs(ticks - count / (rate * tick)).max() <= 1:  # each is rounded to a tick
+        if not rate:
+            continue
+        frame = 1 / (rate * tick)  # in ticks, to which times are rounded, some twice
+        if np.abs(ticks - count * frame).max() < min(2, frame / 2):
             return Timeline(tuple(pts), ticks * tick, float(rate), is_constant=True)
     # how long the last frame is shown is not known: as long as most. Half a tick more, so that
     # rounding does not take a frame from 20 s
