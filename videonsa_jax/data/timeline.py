@@ -148,13 +148,10 @@ def _timeline(
         if not rates:
             raise BadSample(str(path), "has neither timestamps in order nor a frame rate")
         return Timeline(tuple(pts), count / rates[0], rates[0], is_constant=True)
-    mean = (len(pts) - 1) / (ticks[-1] * tick) if len(pts) > 1 else 1.0
-    for rate in [*rates, round(mean), round(mean * 1.001) / 1.001]:  # 30 and 29.97
-        if not rate:
-            continue
+    for rate in rates:
         frame = 1 / (rate * tick)  # in ticks, to which times are rounded, some twice
         if np.abs(ticks - count * frame).max() < min(2, frame / 2):
-            return Timeline(tuple(pts), ticks * tick, float(rate), is_constant=True)
+            return Timeline(tuple(pts), ticks * tick, rate, is_constant=True)
     # how long the last frame is shown is not known: as long as most. Half a tick more, so that
     # rounding does not take a frame from 20 s
     length = int(ticks[-1]) + float(np.median(np.diff(ticks))) + 0.5 if len(pts) > 1 else 1

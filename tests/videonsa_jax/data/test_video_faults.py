@@ -41,7 +41,7 @@ def test_a_stream_that_begins_in_the_middle(tmp_path, codec, name):
     """Its first frames need others that are not there."""
     options = {"x264-params": "open-gop=1", "x265-params": "open-gop=1:log-level=none"}
     options = {key: value for key, value in options.items() if key[:4] == codec[3:]}
-    source = encode(tmp_path / "whole.mp4", codec, b_frames=3, options=options)
+    source = encode(tmp_path / f"whole_{name}", codec, b_frames=3, options=options)
     path = remux(source, tmp_path / name, keep=lambda i: i >= 12)
     truth = decode(path)
     assert len(truth.images) < 50
@@ -84,6 +84,7 @@ def test_of_several_video_streams_ffmpegs_choice_is_taken(tmp_path):
         for size in ((32, 32), (320, 240)):
             stream = container.add_stream("mjpeg", rate=25)
             stream.width, stream.height, stream.pix_fmt = *size, "yuvj420p"
+        stream.disposition = av.stream.Disposition.default  # the second one
         for i in range(50):
             for stream, size in zip(container.streams.video, ((32, 32), (320, 240)), strict=True):
                 container.mux(stream.encode(av.VideoFrame.from_ndarray(picture(i, size))))
