@@ -13,6 +13,7 @@ from av.video.stream import VideoStream
 
 from videonsa_jax.data.errors import BadSample
 
+# boxes of an MP4 file; others may be bytes that some program appended
 MP4_BOXES = (b"ftyp", b"styp", b"moov", b"moof", b"mdat", b"free", b"skip", b"wide", b"sidx")
 EBML, SEGMENT = 0x1A45DFA3, 0x18538067  # ids of Matroska's two outermost elements
 
@@ -40,6 +41,12 @@ def opened(path: str | pathlib.Path) -> Iterator[tuple[InputContainer, VideoStre
         raise BadSample(str(path), reason) from error
 
 
+def packets_of(container: InputContainer, stream: VideoStream) -> Iterator[av.Packet]:
+    """The stream's packets from where the container is to its end."""
+    with contextlib.suppress(IndexError):  # PyAV's, at the end, of a stream that appeared midway
+        yield from container.demux(stream)
+
+
 def whole_frames(packets: Iterable[av.Packet]) -> Iterator[av.VideoFrame]:
     """Decodes packets of one stream; frames flagged as corrupt are left out.
 
@@ -63,6 +70,11 @@ def whole_frames(packets: Iterable[av.Packet]) -> Iterator[av.VideoFrame]:
                 yield frame
     if last is None and undecoded:
         raise _undecodable("all of it", undecoded)
+
+
+def quarter_turns(frame: av.VideoFrame) -> int:
+    """How often to turn the frame by 90 degrees, counterclockwise, to show it."""
+    return round(frame.rotation / 90) % 4
 
 
 def shown_size(frame: av.VideoFrame) -> tuple[int, int]:
@@ -107,16 +119,11 @@ def _video_stream(container: InputContainer) -> VideoStream | None:
     return next((s for s in videos if s.disposition & Disposition.default), videos[0])
 
 
-def quarter_turns(frame: av.VideoFrame) -> int:
-    """How often to turn the frame by 90 degrees, counterclockwise, to show it."""
-    return round(frame.rotation / 90) % 4
-
-
 def _promised_end(file: BinaryIO) -> int:
     """Where the file should end by its outermost structure; 0 where that does not say."""
     head = file.read(12)
     if head[4:8] in MP4_BOXES:
-        return max((end for _, end in _mp4_boxes(file)), default=0)
+        return max((end for kind, end in _mp4_boxes(file) if kind in MP4_BOXES), default=0)
     if head[:4] == b"RIFF" and head[4:8] != b"\xff" * 4:
         return 8 + int.from_bytes(head[4:8], "little")
     file.seek(0)
@@ -130,7 +137,7 @@ def _promised_end(file: BinaryIO) -> int:
 
 
 def _mp4_boxes(file: BinaryIO) -> Iterator[tuple[bytes, int]]:
-    """(type, where it ends) of the outermost boxes, as far as they are known ones."""
+    """(type, where it ends) of each outermost box."""
     end = 0
     while True:
         file.seek(end)
@@ -138,7 +145,7 @@ def _mp4_boxes(file: BinaryIO) -> Iterator[tuple[bytes, int]]:
         size = int.from_bytes(head[:4])
         if size == 1:  # the size follows, in 64 bits
             size = int.from_bytes(head[8:16])
-        if head[4:8] not in MP4_BOXES or size < 8:  # 0: the last box, up to the file's end
+        if size < 8:  # 0: the last box, up to the file's end; 1 to 7: no box
             return
         end += size
         yield head[4:8], end

@@ -74,7 +74,7 @@ def predict(path: str | pathlib.Path) -> Timeline | None:
     """
     shown = []  # (pts, whether decoding can start here)
     with containers.opened(path) as (container, stream):
-        for packet in container.demux(stream):
+        for packet in containers.packets_of(container, stream):
             if packet.is_corrupt:
                 shown.append((None, False))
             elif _is_shown(packet):
@@ -97,7 +97,7 @@ def opening_size(path: str | pathlib.Path) -> tuple[int, int] | None:
     with containers.opened(path) as (container, stream):
 
         def packets() -> Iterator[av.Packet]:
-            for packet in container.demux(stream):
+            for packet in containers.packets_of(container, stream):
                 if _is_shown(packet):
                     told.append(packet.pts)
                     keyframes.extend([packet.pts] if packet.is_keyframe else [])
@@ -120,7 +120,7 @@ def scan(path: str | pathlib.Path) -> tuple[Timeline, tuple[int, int]]:
     """
     pts, size = [], None
     with containers.opened(path) as (container, stream):
-        for frame in containers.whole_frames(container.demux(stream)):
+        for frame in containers.whole_frames(containers.packets_of(container, stream)):
             pts.append(frame.pts)
             size = size or containers.shown_size(frame)
         if size is None:
@@ -149,8 +149,8 @@ def _timeline(
             raise BadSample(str(path), "has neither timestamps in order nor a frame rate")
         return Timeline(tuple(pts), count / rates[0], rates[0], is_constant=True)
     for rate in rates:
-        frame = 1 / (rate * tick)  # in ticks, to which times are rounded, some twice
-        if np.abs(ticks - count * frame).max() < min(2, frame / 2):
+        frame = 1 / (rate * tick)  # in ticks
+        if np.abs(ticks - count * frame).max() < frame / 2:  # cameras and rounding are not exact
             return Timeline(tuple(pts), ticks * tick, rate, is_constant=True)
     # how long the last frame is shown is not known: as long as most. Half a tick more, so that
     # rounding does not take a frame from 20 s

@@ -108,7 +108,7 @@ def _walk(
 ) -> Iterator[av.VideoFrame]:
     """The frames `wanted`, in order, the video's last one among them; raises _Mispredicted."""
     with containers.opened(path) as (container, stream):
-        frames, position = containers.whole_frames(container.demux(stream)), 0
+        frames, position = containers.whole_frames(containers.packets_of(container, stream)), 0
         for index in wanted:
             start = _keyframe_before(timeline, index)
             if timeline.is_reliable and start - position > SEEK_OVER:
@@ -134,7 +134,7 @@ def _from_keyframe(
     container: InputContainer, stream: VideoStream, pts: int
 ) -> Iterator[av.VideoFrame]:
     """The frames from a keyframe on, after a seek to it; raises _Mispredicted where it missed."""
-    frames = containers.whole_frames(container.demux(stream))
+    frames = containers.whole_frames(containers.packets_of(container, stream))
     for frame in frames:
         # frames shown before the keyframe may need others that were not decoded
         if frame.pts is not None and frame.pts >= pts:

@@ -133,6 +133,32 @@ def test_broadcasts_cut_anywhere_and_joined(tmp_path, name):
         check(path, decode(path))
 
 
+def test_a_stream_that_appears_midway(tmp_path):
+    silent = encode(tmp_path / "silent.ts", frames=50)
+    path, sounding = tmp_path / "a.ts", tmp_path / "sounding.ts"
+    with (
+        av.open(str(silent)) as source,
+        av.open(str(sounding), "w", options={"tables_version": "5"}) as container,
+    ):
+        picture_stream = container.add_stream_from_template(source.streams.video[0])
+        sound = container.add_stream("mp2", rate=48000, layout="mono")
+        noise = np.random.default_rng(0).integers(-999, 999, (1, 1152), np.int16)
+        for packet in source.demux(video=0):
+            if packet.size:
+                packet.stream = picture_stream
+                container.mux(packet)
+                samples = av.AudioFrame.from_ndarray(noise, "s16", "mono")
+                samples.rate = 48000
+                container.mux(sound.encode(samples))
+    # so far from both ends that FFmpeg does not see it when it opens the file
+    padding = (b"\x47\x1f\xff\x10" + bytes(184)) * 40_000
+    parts = [silent.read_bytes(), padding, sounding.read_bytes(), padding, silent.read_bytes()]
+    path.write_bytes(b"".join(parts))
+    frames = video.sample_frames(path, **ALL)
+    assert len(frames.images) == 150
+    np.testing.assert_array_equal(frames.images[100:], frames.images[:50])
+
+
 def test_a_pixel_format_that_changes(tmp_path):
     parts = [
         encode(tmp_path / f"{pix_fmt}.h264", pix_fmt=pix_fmt).read_bytes()
@@ -220,6 +246,18 @@ def test_truncated_files_are_said_to_be(tmp_path, truncate, name, codec, muxing,
     for read in (video.probe, lambda p: video.sample_frames(p, **ALL)):
         with pytest.raises(BadSample, match=r"truncated: \d+ bytes are there of \d+"):
             read(path)
+
+
+def test_fragments_behind_boxes_of_other_kinds_count(tmp_path):
+    """The index in front knows the first fragment only."""
+    path = encode(tmp_path / "a.mp4", muxing={"movflags": "frag_keyframe+default_base_moof"})
+    data = path.read_bytes()
+    place = data.index(b"moof") - 4
+    other = (24).to_bytes(4) + b"uuid" + bytes(16)
+    path.write_bytes(data[:place] + other + data[place:])
+    truth = decode(path)
+    assert len(truth.images) == 50
+    check(path, truth)
 
 
 def test_damage_is_not_called_truncation(tmp_path):
