@@ -17,8 +17,8 @@ from av.video.stream import VideoStream
 from videonsa_jax.data import container as containers
 from videonsa_jax.data.errors import BadSample
 
-# One packet is one frame there (hidden frames of VP8 and VP9 apart), and seeking is exact. In other
-# files packets may be empty, hold half a frame or several, or have the times of other frames.
+# One packet is one frame there (hidden frames of VP8 apart), and seeking is exact. In other files
+# packets may be empty, hold half a frame or several, or have the times of other frames.
 RELIABLE_CONTAINERS = ("mov,mp4", "matroska,webm")
 RELIABLE_CODECS = ("h264", "hevc", "vp8", "vp9", "av1", "mjpeg", "prores")
 CHECKED = 64  # frames of a file's opening that are decoded to check its packets
@@ -170,14 +170,8 @@ def _is_reliable(container: InputContainer, stream: VideoStream) -> bool:
 
 
 def _is_shown(packet: av.Packet) -> bool:
-    """Whether a frame comes of a packet; some of VP8 and VP9 only prepare later frames."""
+    """Whether a frame comes of a packet; some of VP8 only prepare later frames."""
     if not packet.size or packet.is_discard:
         return False
-    codec, data = packet.stream.codec_context.codec.canonical_name, memoryview(packet)
-    if codec == "vp8":
-        return bool(data[0] >> 4 & 1)  # show_frame
-    if codec == "vp9" and data[-1] >> 5 != 0b110:  # no superframe, of which one frame is shown
-        after_profile = 5 if data[0] >> 4 & 3 == 3 else 4
-        shows_existing, shows_new = (data[0] >> (7 - after_profile - place) & 1 for place in (0, 2))
-        return bool(shows_existing or shows_new)
-    return True
+    is_vp8 = packet.stream.codec_context.codec.canonical_name == "vp8"
+    return not is_vp8 or bool(memoryview(packet)[0] >> 4 & 1)  # the bit show_frame

@@ -160,3 +160,32 @@ def test_mutated_pictures_are_read_or_bad(form):
         for read in (read_image, image_size):
             with contextlib.suppress(BadSample):
                 read("a", broken)
+
+
+def test_frame_images_are_a_video(tmp_path):
+    paths = []
+    for i in range(3):
+        paths.append(tmp_path / f"{i}.png")
+        Image.fromarray(np.full((6, 8, 3), i, np.uint8)).save(paths[-1])
+    frames = frames_from_images(paths, fps=2.0)
+    assert frames.images[:, 0, 0, 0].tolist() == [
+        0,
+        1,
+        2,
+        2,
+    ]  # the last is repeated to an even number
+    assert frames.seconds.tolist() == [0.0, 0.5, 1.0, 1.5]
+    assert frames.sampled_fps == 2.0
+
+
+def test_broken_frame_images_are_named(tmp_path):
+    good, other, broken = (tmp_path / name for name in ("a.png", "b.png", "c.png"))
+    Image.fromarray(np.zeros((6, 8, 3), np.uint8)).save(good)
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(other)
+    broken.write_bytes(good.read_bytes()[:40])
+    with pytest.raises(BadSample, match=f"{other}: is 8x8, the frames before it are 8x6"):
+        frames_from_images([good, other], fps=1.0)
+    with pytest.raises(BadSample, match=f"{broken}: not a readable image"):
+        frames_from_images([good, broken], fps=1.0)
+    with pytest.raises(BadSample, match="zero frames"):
+        frames_from_images([], fps=1.0)

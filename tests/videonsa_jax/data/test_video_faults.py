@@ -237,6 +237,7 @@ def test_frames_wanted_are_seconds_times_fps_at_a_variable_rate(tmp_path, rate):
         ("a.mkv", "libx264", {}),
         ("a.webm", "libvpx", {}),
         ("a.avi", "mpeg4", {}),
+        ("a.mp4", "libx264", {}),
         ("a.mp4", "libx264", {"movflags": "faststart"}),
         ("a.mp4", "libx264", {"movflags": "frag_keyframe+empty_moov"}),
     ],
