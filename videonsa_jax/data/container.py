@@ -8,7 +8,7 @@ from typing import BinaryIO
 
 import av
 from av.container import InputContainer
-from av.stream import Discard, Disposition
+from av.stream import Disposition
 from av.video.stream import VideoStream
 
 from videonsa_jax.data.errors import BadSample
@@ -31,9 +31,6 @@ def opened(path: str | pathlib.Path) -> Iterator[tuple[InputContainer, VideoStre
                 raise BadSample(str(path), missing_end(path) or "has no video stream")
             if stream.codec_context is None:
                 raise BadSample(str(path), "this FFmpeg has no decoder for its video stream")
-            for other in container.streams:
-                if other is not stream:
-                    other.discard = Discard.all
             stream.codec_context.thread_count = 1  # damaged frames too decode alike each time
             yield container, stream
     except (av.error.FFmpegError, UnicodeError) as error:
