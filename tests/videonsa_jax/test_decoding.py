@@ -22,7 +22,7 @@ from videonsa_jax.data.sample import Sample
 
 STEPS = 3  # the last tokens of each sequence, fed one by one
 PHOTO = Vision((1, 4, 6), is_video=False)
-CLIP = Vision((2, 4, 6), seconds=4.5)  # its times run past its height and width
+CLIP = Vision((2, 4, 6), seconds=9.0)  # its times run past its height and width
 SHORT = Vision((3, 4, 4), seconds=0.5)
 SEQUENCES = {
     "text": [5 + STEPS],
