@@ -53,7 +53,9 @@ def nsa_attention(
       interpret: run Pallas kernels in the interpreter; the others ignore it.
       segment_ids: i32[b t], which packed sequence a key belongs to; -1 is padding, which sees
         nothing, is seen by nothing and returns 0. A segment is contiguous and starts at a multiple
-        of B. None: one sequence per row.
+        of B; elsewhere its blocks would mix it with its neighbour, and inside of jit, where values
+        cannot be checked, the results are then finite and wrong. To check a jitted program, call it
+        once under `jax.disable_jit()`. None: one sequence per row.
       q_offset: index of the key at the position of query 0; query i is at q_offset + i.
 
     Returns:

@@ -8,6 +8,8 @@ from scipy.special import erf, expit
 
 from tests import small_models
 from videonsa_jax.config.schema import ModelConfig
+from videonsa_jax.data import positions
+from videonsa_jax.data.sample import Sample
 
 
 def gates_of(normed: np.ndarray, params: dict, cfg: ModelConfig) -> np.ndarray:
@@ -50,6 +52,29 @@ def decode(
     return norm(x, np.asarray(params["text"]["norm"]["scale"], np.float64))
 
 
+def hidden_states(
+    params: dict, sample: Sample, vision: np.ndarray, cfg: ModelConfig, mix: Callable
+) -> np.ndarray:
+    """Of all tokens of a sample, in sequence order.
+
+    Args:
+      params: of the model.
+      sample: one sequence.
+      vision: its vision features f[r d], in sequence order.
+      cfg: the model.
+      mix: attention of a layer, of q, k, v, the normed input, the gates' parameters, is_vision
+        bool[t] and rotary ids i[t 3], all in sequence order -> f64[t n h].
+
+    Returns:
+      f64[t d].
+    """
+    is_vision = positions.is_vision_token(sample.tokens, cfg)
+    ids = positions.mrope_positions(sample.tokens, sample.visuals, cfg)
+    x = np.asarray(params["text"]["embed"]["embedding"], np.float64)[sample.tokens]
+    x[is_vision] = vision
+    return decode(params, x, ids, cfg, lambda *args: mix(*args, is_vision, ids))
+
+
 def compare(cfg: ModelConfig, params: dict, prompt: list, mix: Callable) -> None:
     """Hidden states of the text of one prompt, in the model and here.
 
@@ -57,20 +82,14 @@ def compare(cfg: ModelConfig, params: dict, prompt: list, mix: Callable) -> None
       cfg: the model.
       params: its parameters.
       prompt: as for `small_models.inputs`.
-      mix: attention of a layer, of q, k, v, the normed input, the gates' parameters, is_vision
-        bool[t] and rotary ids i[t 3], all in sequence order -> f64[t n h].
+      mix: as for `hidden_states`.
     """
     arrays = small_models.inputs([prompt], cfg, padding="left", seed=2)
-    batch = small_models.batch([small_models.samples(arrays, cfg)], cfg, spare=3)
+    (sample,) = small_models.samples(arrays, cfg)
+    batch = small_models.batch([[sample]], cfg, spare=3)
     run = jax.jit(lambda model, batch: (model(batch)[0][0], model.vision(batch)[0]))
-    got, vision = run(small_models.build(cfg, params), batch)
-
-    order = np.concatenate([batch.vision_order[0], batch.text_order[0]])
-    place = np.argsort(np.where(order < 0, 2**30, order))[: (order >= 0).sum()]
-    is_vision = place < batch.vision_order.shape[1]
-    embedded = params["text"]["embed"]["embedding"][batch.text_tokens[0]]
-    x = np.concatenate([vision, embedded]).astype(np.float64)[place]
-    ids = np.concatenate([batch.vision_positions[0], batch.text_positions[0]])[place]
-    want = decode(params, x, ids, cfg, lambda *a: mix(*a, is_vision, ids))[~is_vision]
-    got = np.asarray(got)[np.asarray(batch.text_order[0]) >= 0]
+    got, vision = (np.asarray(x) for x in run(small_models.build(cfg, params), batch))
+    want = hidden_states(params, sample, vision[batch.vision_order[0] >= 0], cfg, mix)
+    want = want[~positions.is_vision_token(sample.tokens, cfg)]
+    got = got[batch.text_order[0] >= 0]
     np.testing.assert_allclose(got, want, atol=2e-4 * np.abs(want).max(), rtol=0)

@@ -225,6 +225,14 @@ def test_bad_arguments_are_named(change, message):
         nsa_attention(**(arguments | change(arguments)), spec=SPEC)
 
 
+def test_a_jitted_program_names_misplaced_segments_when_jit_is_off():
+    q, k, v, gates, _ = _inputs(32, 4, 2)
+    jitted = jax.jit(lambda ids: nsa_attention(q, k, v, gates, spec=SPEC, segment_ids=ids))
+    ids = jnp.zeros((1, 32), jnp.int32).at[:, 20:].set(1)
+    with jax.disable_jit(), pytest.raises(ValueError, match="starts a segment at 20"):
+        jitted(ids)
+
+
 @pytest.mark.parametrize(
     ("sizes", "message"),
     [

@@ -8,7 +8,7 @@ from PIL import Image
 
 from videonsa_jax.config.schema import VisionConfig
 from videonsa_jax.data.sample import Visual
-from videonsa_jax.data.video import Frames, frames_from_arrays
+from videonsa_jax.data.sampling import Frames, frames_from_arrays
 
 MAX_ASPECT_RATIO = 200
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)

@@ -5,8 +5,14 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from videonsa_jax.data import video
-from videonsa_jax.data.video import Frames, SamplingRule, Transform
+from videonsa_jax.data import images, video
+from videonsa_jax.data.sampling import (
+    Frames,
+    SamplingRule,
+    Transform,
+    frame_indices,
+    frames_from_arrays,
+)
 
 
 class Outline(NamedTuple):
@@ -60,20 +66,20 @@ class FrameFiles:
 
     def outline(self, rule: SamplingRule) -> Outline:
         paths, _ = self._chosen(rule)
-        height, width = video.image_size(paths[0])
+        height, width = images.image_size(paths[0])
         candidates = len(self.paths) / (self.fps or rule.fps) * rule.fps
         return Outline(len(paths) + len(paths) % 2, height, width, candidates)
 
     def read(self, rule: SamplingRule, transform: Transform) -> Frames:
         paths, fps = self._chosen(rule)
-        return video.frames_from_images(paths, fps=fps, transform=transform)
+        return images.frames_from_images(paths, fps=fps, transform=transform)
 
     def _chosen(self, rule: SamplingRule) -> tuple[tuple[str, ...], float]:
         total = len(self.paths)
         if self.fps is None:
             return self.paths, rule.fps
         count = rule.count(total, self.fps, self.paths[0])
-        indices = video.frame_indices(total, count).tolist()
+        indices = frame_indices(total, count).tolist()
         return tuple(self.paths[i] for i in indices), count / total * self.fps
 
 
@@ -85,10 +91,10 @@ class ImageFile:
     is_video = False
 
     def outline(self, rule: SamplingRule) -> Outline:
-        return Outline(1, *video.image_size(self.path))
+        return Outline(1, *images.image_size(self.path))
 
     def read(self, rule: SamplingRule, transform: Transform) -> Frames:
-        return video.frames_from_arrays([transform(video.read_image(self.path), 1)], fps=rule.fps)
+        return frames_from_arrays([transform(images.read_image(self.path), 1)], fps=rule.fps)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,10 +108,10 @@ class Encoded:
     is_video: bool
 
     def outline(self, rule: SamplingRule) -> Outline:
-        return Outline(len(self.images), *video.image_size(self.name, self.images[0]))
+        return Outline(len(self.images), *images.image_size(self.name, self.images[0]))
 
     def read(self, rule: SamplingRule, transform: Transform) -> Frames:
         count = len(self.images)
-        images = [transform(video.read_image(self.name, data), count) for data in self.images]
-        frames = video.frames_from_arrays(images, fps=self.sampled_fps)
+        arrays = [transform(images.read_image(self.name, data), count) for data in self.images]
+        frames = frames_from_arrays(arrays, fps=self.sampled_fps)
         return dataclasses.replace(frames, seconds=np.array(self.seconds, np.float32))

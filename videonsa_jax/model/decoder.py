@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from videonsa_jax.batch import Batch, Cache
-from videonsa_jax.config.schema import ComputeConfig, ModelConfig
+from videonsa_jax.config.schema import ComputeConfig, ModelConfig, PositionAdvance
 from videonsa_jax.model import attention, context_parallel
 from videonsa_jax.model.attention import Attention, Places, Streams
 from videonsa_jax.model.context_parallel import Shards
@@ -125,11 +125,12 @@ class TextDecoder(nnx.Module):
     def __call__(
         self, vision: jax.Array, batch: Batch, cache: Cache | None
     ) -> tuple[jax.Array, Cache | None]:
-        """Vision features f[b r d] and the batch's text -> hidden f[b s d] of the text, cache."""
+        """Vision features f[b r d] and the batch's text -> hidden, cache; as `VideoNSA` says."""
         seq = _split(has_cache=cache is not None)
         x, order = self._embedded(vision, batch, seq), Streams(batch.vision_order, batch.text_order)
         if cache is not None:
-            cache = _advance(cache, order, Streams(batch.vision_positions, batch.text_positions))
+            positions = Streams(batch.vision_positions, batch.text_positions)
+            cache = _advance(cache, order, positions, self.cfg.position_advance)
         places = self.places(batch, cache)
 
         def layer(module, carry, index):
@@ -139,9 +140,10 @@ class TextDecoder(nnx.Module):
 
         index = jnp.arange(self.cfg.text.num_layers)
         x, cache = scan_layers(self.layers, layer, (x, cache), index, remat=self.compute.remat)
-        if cache is not None:
-            cache = dataclasses.replace(cache, next_slot=cache.next_slot + order.joined().shape[1])
-        return self.norm(x.text), cache
+        if cache is None:
+            return self.norm(x.text), None
+        cache = dataclasses.replace(cache, next_slot=cache.next_slot + order.joined().shape[1])
+        return self.norm(_last(x, order)), cache
 
     def embedded(self, vision: jax.Array, batch: Batch) -> Streams:
         """What the first layer gets: vision features f[b r d] and embedded text f[b s d]."""
@@ -189,14 +191,27 @@ class TextDecoder(nnx.Module):
         return mrope_angles(positions, text.mrope_section, text.rope_theta)
 
 
-def _advance(cache: Cache, order: Streams, positions: Streams) -> Cache:
+def _last(x: Streams, order: Streams) -> jax.Array:
+    """f[b . d] -> f[b 1 d] of each row's last token, in whichever stream it is.
+
+    As a sum, devices that share a stream each look through their part of it.
+    """
+    last = order.joined().max(axis=1)[:, None]
+    chosen = (
+        jnp.where((order == last)[..., None], x, 0).sum(axis=1, keepdims=True)
+        for x, order in zip(x, order, strict=True)
+    )
+    return sum(chosen)
+
+
+def _advance(cache: Cache, order: Streams, positions: Streams, advance: PositionAdvance) -> Cache:
     """Enters the tokens at hand in the cache's book-keeping, all but `next_slot`.
 
-    The next rotary id is one past the largest so far. That continues the text, except where a
-    config advances positions as transformers 5 does and a long video's times run past the text:
-    generation there goes on after the video's last time, and so it does here.
+    The next rotary id is one past the largest so far, as `data.positions` would give it: of all
+    three axes, or of height and width alone, which a long video's times may have run past.
     """
-    order, positions = order.joined(), positions.joined().max(axis=-1)
+    axes = slice(1, None) if advance == "spatial" else slice(None)
+    order, positions = order.joined(), positions.joined()[..., axes].max(axis=-1)
     last = jnp.where(order >= 0, positions, -1).max(axis=1)
     return dataclasses.replace(
         cache,

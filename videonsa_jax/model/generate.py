@@ -23,14 +23,12 @@ def prefill(model: VideoNSA, batch: Batch, max_new_tokens: int) -> tuple[jax.Arr
       max_new_tokens: how many `decode_step`s the cache must take.
 
     Returns:
-      logits: f32[b v] at each row's last text token.
+      logits: f32[b v] at each row's last token, which may be an image's or a video's.
       cache: the prompts' keys and values.
     """
     rows, text_slots = batch.text_tokens.shape
     slots = batch.vision_order.shape[1] + text_slots + max_new_tokens
     hidden, cache = model(batch, _empty_cache(model, rows, slots))
-    last = jnp.argmax(batch.text_order, axis=1)
-    hidden = jnp.take_along_axis(hidden, last[:, None, None], axis=1)
     return model.logits(hidden)[:, 0], cache
 
 

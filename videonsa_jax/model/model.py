@@ -35,7 +35,8 @@ class VideoNSA(nnx.Module):
           cache: of earlier tokens of the same rows (one sequence per row), or empty.
 
         Returns:
-          hidden: f[b s d] of the text stream after the final norm.
+          hidden: f[b s d] of the text stream after the final norm; with a cache, f[b 1 d] of each
+            row's last token, text or vision, which predicts the next one.
           cache: with the batch's tokens added; None if none was given.
         """
         return self.text(self.vision(batch), batch, cache)

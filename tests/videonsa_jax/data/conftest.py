@@ -52,6 +52,14 @@ def cut(path: pathlib.Path, fraction: float) -> pathlib.Path:
     return path
 
 
+def spoil(path: pathlib.Path) -> pathlib.Path:
+    """Overwrites bytes near the end of a file, whose index stands in front (`faststart`)."""
+    data = bytearray(path.read_bytes())
+    data[-400:-50] = bytes(350)
+    path.write_bytes(data)
+    return path
+
+
 @pytest.fixture(scope="session")
 def make_video() -> Callable[..., pathlib.Path]:
     return write_video
@@ -60,6 +68,11 @@ def make_video() -> Callable[..., pathlib.Path]:
 @pytest.fixture(scope="session")
 def truncate() -> Callable[..., pathlib.Path]:
     return cut
+
+
+@pytest.fixture(scope="session")
+def damage() -> Callable[..., pathlib.Path]:
+    return spoil
 
 
 @pytest.fixture(scope="session")

@@ -20,12 +20,13 @@ def record(video: str, answer: str = "Red.") -> dict:
 
 
 @pytest.fixture(scope="module")
-def videos(tmp_path_factory, make_video, truncate):
-    """0.mp4 .. 9.mp4 of 12 to 48 frames, and a truncated one."""
+def videos(tmp_path_factory, make_video, truncate, damage):
+    """0.mp4 .. 9.mp4 of 12 to 48 frames, a truncated one, and one damaged near its end."""
     folder = tmp_path_factory.mktemp("videos")
     for i in range(10):
         make_video(folder / f"{i}.mp4", frames=12 + 4 * i)
     truncate(make_video(folder / "cut.mp4", frames=48, faststart=True), 0.95)
+    damage(make_video(folder / "damaged.mp4", frames=48, faststart=True))
     return folder
 
 
@@ -176,8 +177,8 @@ def test_state_of_other_settings_is_refused(make):
 
 @pytest.mark.parametrize("bucket_count", [1, 2])
 def test_processes_share_the_rows_of_the_same_batches(make, bucket_count):
-    """Also where one process finds a video truncated that the other does not open."""
-    records = [record(f"{i}.mp4") for i in range(8)] + [record("cut.mp4"), record("none.mp4")]
+    """Also where one process finds a video damaged that the other does not open."""
+    records = [record(f"{i}.mp4") for i in range(8)] + [record("damaged.mp4"), record("none.mp4")]
     fields = {"batch": 4, "buckets": (LARGE, SMALL)[:bucket_count], "max_bad_fraction": 1.0}
     want = take(make(records, **fields), 4)
     shares = [take(make(records, share=(i, 2), **fields), 4) for i in range(2)]
@@ -210,7 +211,7 @@ def test_bad_samples_are_skipped_counted_and_listed_once(make, tmp_path, videos,
 
 
 def test_sample_that_fails_to_decode_leaves_its_row_empty(make, tokenizer):
-    records = [record("0.mp4"), record("cut.mp4")]
+    records = [record("0.mp4"), record("damaged.mp4")]
     (batch,) = take(make(records, shuffle=False, max_bad_fraction=1.0), 1)
     assert answers(batch, tokenizer) == ["Red.<|im_end|>", ""]
     assert (batch["vision_order"][1] == -1).all()

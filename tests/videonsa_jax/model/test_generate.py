@@ -1,6 +1,4 @@
-"""The cache gives what the parallel run gives; sampling and stopping do as they say."""
-
-import dataclasses
+"""Rows do not depend on each other; sampling and stopping do as they say."""
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +7,6 @@ import pytest
 
 from tests import small_models
 from tests.small_models import Vision
-from videonsa_jax.model import generate as generation
 from videonsa_jax.model.generate import choose_tokens, generate
 
 CLIP = Vision((2, 6, 10), seconds=1.5)
@@ -23,35 +20,6 @@ def setup(request):
     model = small_models.build(cfg, small_models.random_params(cfg, seed=6))
     arrays = small_models.inputs(PROMPTS, cfg, padding="right", seed=7)
     return model, small_models.samples(arrays, cfg)
-
-
-def _cut(sample, count):
-    """The sample without its last `count` tokens, which are text."""
-    kept = len(sample.tokens) - count
-    return dataclasses.replace(
-        sample, tokens=sample.tokens[:kept], loss_weights=sample.loss_weights[:kept]
-    )
-
-
-def test_decoding_equals_the_parallel_run(setup):
-    model, samples = setup
-    steps = 3  # fed one by one, out of the real tokens
-    whole = small_models.batch([[sample] for sample in samples], model.cfg)
-    hidden, _ = jax.jit(lambda model, batch: model(batch))(model, whole)
-    want = np.asarray(model.logits(hidden))
-    length = np.asarray((whole.text_order >= 0).sum(axis=1))
-
-    prompt = small_models.batch([[_cut(sample, steps)] for sample in samples], model.cfg)
-    logits, cache = jax.jit(generation.prefill, static_argnums=2)(model, prompt, steps)
-    step = jax.jit(generation.decode_step)
-    rows = np.arange(len(samples))
-    for index in range(steps):
-        at = length - 1 - steps + index
-        np.testing.assert_allclose(logits, want[rows, at], atol=1e-4 * np.abs(want).max(), rtol=0)
-        logits, cache = step(model, whole.text_tokens[rows, at + 1], cache)
-    np.testing.assert_allclose(
-        logits, want[rows, length - 1], atol=1e-4 * np.abs(want).max(), rtol=0
-    )
 
 
 def test_rows_of_a_batch_equal_single_rows(setup):

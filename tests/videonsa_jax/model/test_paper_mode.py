@@ -13,6 +13,7 @@ from scipy.special import softmax
 from tests import small_models
 from tests.float64_decoder import compare, gates_of
 from tests.small_models import Vision
+from tests.videonsa_jax.model import naive_attention
 from videonsa_jax.config.schema import NSAConfig
 from videonsa_jax.model.gates import BRANCHES
 
@@ -31,44 +32,8 @@ def _with_only(branch: str, params: dict) -> dict:
     return params
 
 
-def _attend(query, keys, values):
-    """[h], [t h], [t h] -> [h] and the weights [t]; zeros if there are no keys."""
-    weights = softmax(keys @ query / np.sqrt(len(query))) if len(keys) else np.zeros(0)
-    return weights @ values, weights
-
-
-def _sparse(at, q, k, v, gates, nsa):
-    """Vision query number `at` among vision tokens: q [r n h], k and v [r k h] -> [n h]."""
-    size, own = nsa.block_size, at // nsa.block_size
-    complete = (at + 1) // size
-    out, importance = {}, np.zeros((k.shape[1], complete))
-    for head, kv in enumerate(KV_HEAD):
-        past = slice(0, complete * size)
-        means = [x[past, kv].reshape(complete, size, x.shape[-1]).mean(axis=1) for x in (k, v)]
-        out[head, "cmp"], weights = _attend(q[at, head], *means)
-        importance[kv] += weights
-        window = slice(max(0, at + 1 - nsa.window_size), at + 1)
-        out[head, "swa"], _ = _attend(q[at, head], k[window, kv], v[window, kv])
-    for head, kv in enumerate(KV_HEAD):
-        ranked = [block for block in np.argsort(-importance[kv]) if block != own]
-        chosen = [own, *ranked[: nsa.block_count - 1]]
-        index = np.flatnonzero(np.isin(np.arange(at + 1) // size, chosen))
-        out[head, "slc"], _ = _attend(q[at, head], k[index, kv], v[index, kv])
-    return [
-        sum(gates[h, i] * out[h, b] for i, b in enumerate(BRANCHES)) for h in range(len(KV_HEAD))
-    ]
-
-
-def _mix(q, k, v, normed, gates, is_vision, _, cfg=SPARSE):
-    """Attention of all tokens of one sequence, [t n h]."""
-    gate = gates_of(normed, gates, cfg)[is_vision]
-    vision = [x[is_vision] for x in (q, k, v)]
-    out = np.zeros_like(q)
-    out[is_vision] = [_sparse(at, *vision, gate[at], cfg.nsa) for at in range(is_vision.sum())]
-    for at in np.flatnonzero(~is_vision):
-        for head, kv in enumerate(KV_HEAD):
-            out[at, head], _ = _attend(q[at, head], k[: at + 1, kv], v[: at + 1, kv])
-    return out
+def _mix(q, k, v, normed, gates, is_vision, _):
+    return naive_attention.paper(q, k, v, gates_of(normed, gates, SPARSE), is_vision, SPARSE.nsa)
 
 
 def test_hidden_states_equal_the_oracle():

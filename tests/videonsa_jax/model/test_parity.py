@@ -38,6 +38,7 @@ class Case:
 PHOTO = Vision((1, 10, 6), is_video=False)
 CLIP = Vision((3, 6, 10), seconds=1.5)
 SHORT = Vision((2, 4, 14))
+LONG = Vision((3, 6, 10), seconds=9.0)
 
 CASES = {
     "group_2_video": Case(4, 2, False, [[5, CLIP, 4]]),
@@ -46,6 +47,8 @@ CASES = {
     "two_videos_and_an_image": Case(4, 2, True, [[3, CLIP, 2, PHOTO, SHORT, 5]]),
     "left_padded": Case(6, 2, False, [[5, CLIP, 4], [9], [2, PHOTO, 1, PHOTO, 3]]),
     "right_padded": Case(6, 2, False, [[5, CLIP, 4], [9], [2, PHOTO, 1, PHOTO, 3]], "right"),
+    # Times run far past height and width, so that ids after the video are below the video's.
+    "long_videos": Case(4, 2, False, [[5, LONG, 4], [2, PHOTO, 1, LONG, 3], [3, LONG, SHORT, 2]]),
     "text_only": Case(14, 2, True, [[8], [5]]),
 }
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.special import logsumexp, softmax
 
+from tests.videonsa_jax.model.naive_attention import dense
 from videonsa_jax.model.released.topk import network_top
 
 GROUP = 16
@@ -57,13 +58,4 @@ def layer(q, k, v, gates, vis, *, block, count, window):
 
     heads = [x[:, : copies * n].reshape(length, copies, n, h).mean(1) for x in out]
     sparse = sum(gates[..., i, None] * x for i, x in enumerate(heads))
-    return sparse + _dense(np.where(vis[:, None, None], 0, q), k, v, scale), ids
-
-
-def _dense(q, k, v, scale):
-    out = np.zeros_like(q)
-    for t in range(q.shape[0]):
-        for head in range(q.shape[1]):
-            kv = head // (q.shape[1] // k.shape[1])
-            out[t, head] = softmax(scale * k[: t + 1, kv] @ q[t, head]) @ v[: t + 1, kv]
-    return out
+    return sparse + dense(np.where(vis[:, None, None], 0, q), k, v), ids
