@@ -20,7 +20,7 @@ import numpy as np
 
 from videonsa_jax.data import chat
 from videonsa_jax.data.chat import Message
-from videonsa_jax.data.errors import BadSample
+from videonsa_jax.data.errors import BadSample, about_sample
 from videonsa_jax.data.visuals import FrameFiles, ImageFile, Reference, VideoFile
 from videonsa_jax.errors import UserError
 
@@ -99,8 +99,10 @@ class JoinedSource:
         return self._ends[-1]
 
     def __getitem__(self, index: int) -> Conversation:
+        """Raises BadSample for whatever the part raises."""
         part = bisect.bisect_right(self._ends, index)
-        return self._parts[part][index - self._ends[part] + len(self._parts[part])]
+        with about_sample(f"record {index} of data.source"):
+            return self._parts[part][index - self._ends[part] + len(self._parts[part])]
 
 
 def parse_record(record: object, name: str, root: pathlib.Path) -> Conversation:
