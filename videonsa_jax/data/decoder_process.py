@@ -18,7 +18,7 @@ import threading
 import time
 from typing import Any
 
-from videonsa_jax.data import visuals  # noqa: F401  the decoders: before the first request
+from videonsa_jax.data import processor, visuals  # noqa: F401  before the first request
 from videonsa_jax.data.errors import BadSample, Stage, about_sample
 from videonsa_jax.data.visuals import Reference
 from videonsa_jax.errors import UserError
