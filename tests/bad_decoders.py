@@ -9,6 +9,7 @@ import time
 import numpy as np
 from PIL import Image
 
+from videonsa_jax.data.sources import Conversation, JsonSource
 from videonsa_jax.data.video import Frames, SamplingRule, Transform, frames_from_arrays
 from videonsa_jax.data.visuals import Outline, VideoFile
 
@@ -56,8 +57,17 @@ class BadDecoder:
         raise ERRORS[fault]
 
 
+class Source(JsonSource):
+    """For training: workers take it along."""
+
+    def __getitem__(self, index: int) -> Conversation:
+        found = super().__getitem__(index)
+        visuals = (video_file(v.path) if isinstance(v, VideoFile) else v for v in found.visuals)
+        return dataclasses.replace(found, visuals=tuple(visuals))
+
+
 def video_file(path: str) -> BadDecoder | VideoFile:
-    """In place of `sources.VideoFile`."""
+    """The video, or what its name says; in place of `sources.VideoFile`."""
     is_bad = pathlib.Path(path).stem.split("-")[0] in STAGES
     return BadDecoder(path) if is_bad else VideoFile(path)
 
