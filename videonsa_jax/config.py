@@ -270,9 +270,9 @@ class DataConfig:
             raise ValueError("data.source is empty; name at least one JSON or JSONL file")
         if not self.buckets:
             raise ValueError("data.buckets is empty; give at least one (vision, text) pair")
-        if self.decode_timeout_s < 0:
+        if not 0 <= self.decode_timeout_s <= 1e6:
             raise ValueError(
-                f"data.decode_timeout_s={self.decode_timeout_s} must not be negative; 0: no limit"
+                f"data.decode_timeout_s={self.decode_timeout_s} must be in 0..1e6; 0: no limit"
             )
         if self.fps <= 0:
             raise ValueError(f"data.fps={self.fps} must be above 0")

@@ -1,8 +1,7 @@
 """A process that opens images and videos for another one, which outlives what they do to it.
 
-python -m videonsa_jax.data.decoder_process FD    (started by DecoderProcess)
-
-It imports neither JAX nor the tokenizer. Messages are pickles; arrays follow them as they are.
+DecoderProcess starts this module as a program, which imports neither JAX nor the tokenizer.
+Messages are pickles, followed by their arrays as they are in memory.
 """
 
 import contextlib
@@ -39,7 +38,7 @@ class DecoderProcess:
     def __init__(self):
         """Raises UserError: it does not start."""
         self._socket, theirs = socket.socketpair()
-        command = [sys.executable, "-m", __name__, str(theirs.fileno())]
+        command = [sys.executable, "-P", "-m", __name__, str(theirs.fileno())]
         one_thread = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}  # NumPy's, unused
         try:
             with theirs:
@@ -117,7 +116,7 @@ class DecoderProcess:
 
 
 def serve(fd: int) -> None:
-    """Answers requests until the other end of the socket is closed."""
+    """Answers requests until the other end of the socket `fd` is closed."""
     for notice in NOTICES:
         signal.signal(notice, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, args=(fd,), daemon=True).start()
@@ -182,7 +181,7 @@ def _left(deadline: float | None) -> float | None:
         return None
     left = deadline - time.monotonic()
     if left <= 0:
-        raise TimeoutError
+        raise TimeoutError("timed out")
     return left
 
 

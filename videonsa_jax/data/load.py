@@ -80,7 +80,7 @@ class FrameReader:
 
 
 class Loader:
-    """Opens the files of conversations and makes samples of them. Holds settings only."""
+    """Opens the files of conversations and makes samples of them; workers take copies of it."""
 
     def __init__(
         self,

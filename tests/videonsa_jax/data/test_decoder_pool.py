@@ -16,6 +16,7 @@ import pytest
 
 from tests import bad_decoders
 from tests.bad_decoders import BadDecoder
+from videonsa_jax.config import DataConfig
 from videonsa_jax.data import processor
 from videonsa_jax.data.decoder_pool import DecoderPool
 from videonsa_jax.data.errors import BadSample, about_sample
@@ -105,7 +106,7 @@ def test_any_exception_is_a_bad_sample_with_its_type(pool, tmp_path, fault, here
 @pytest.mark.parametrize(
     ("fault", "timeout_s", "reason"),
     [
-        ("hang", 4.0, "took longer than data.decode_timeout_s=4"),
+        ("hang", 3.0, "took longer than data.decode_timeout_s=3"),
         ("abort", LONG, "was killed (SIGABRT)"),
         ("exit", LONG, "ended with exit code 3"),
     ],
@@ -200,6 +201,12 @@ def test_decoder_that_does_not_start_is_the_runs_fault(monkeypatch):
     monkeypatch.setattr(sys, "executable", "/bin/false")
     with pytest.raises(UserError, match=r"no decoder process starts .*: ended with exit code 1"):
         DecoderPool(1, LONG).outline(Process(), RULE)
+
+
+@pytest.mark.parametrize("seconds", [-1.0, float("inf"), float("nan")])
+def test_limit_must_be_some_time(seconds):
+    with pytest.raises(ValueError, match=r"data.decode_timeout_s=.* must be in 0..1e6"):
+        DataConfig(source=("-",), tokenizer="-", decode_timeout_s=seconds)
 
 
 @pytest.mark.parametrize("error", [UserError("a setting"), KeyboardInterrupt(), SystemExit(1)])

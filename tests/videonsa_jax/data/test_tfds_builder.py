@@ -113,7 +113,7 @@ def test_videos_that_hang_crash_or_raise_are_listed_and_not_tried_again(
         data,
         source=(str(write_jsonl(tmp_path / "d.jsonl", records)),),
         video_root=str(path.parent),
-        decode_timeout_s=5,
+        decode_timeout_s=3,
         max_bad_fraction=1.0,
     )
     out = tmp_path / "out"
@@ -121,7 +121,7 @@ def test_videos_that_hang_crash_or_raise_are_listed_and_not_tried_again(
     reasons = bad_decoders.listed(out / "bad_samples.jsonl")
     assert sorted(reasons) == bad
     assert "was killed (SIGABRT)" in reasons["outline-abort"]
-    assert "took longer than data.decode_timeout_s=5" in reasons["read-hang"]
+    assert "took longer than data.decode_timeout_s=3" in reasons["read-hang"]
     assert reasons["read-memory"] == "MemoryError: picture of 9 GiB"
 
     shutil.rmtree(out / "video_chat")  # as an interrupted call leaves it

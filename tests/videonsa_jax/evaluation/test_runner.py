@@ -141,7 +141,7 @@ def test_videos_that_hang_crash_or_raise_count_as_wrong_and_are_not_tried_again(
         for q, video in zip(questions, videos, strict=False)
     ] + list(questions[3:5])
     limited = dataclasses.replace(
-        examiner, data=dataclasses.replace(examiner.data, decode_timeout_s=5)
+        examiner, data=dataclasses.replace(examiner.data, decode_timeout_s=3)
     )
     out = tmp_path / "out"
     summary = evaluate(limited, asked, task="needle", out=out)
@@ -149,7 +149,7 @@ def test_videos_that_hang_crash_or_raise_count_as_wrong_and_are_not_tried_again(
     errors = [row.get("error") for row in rows_of(out)]
     assert errors[3:] == [None, None]
     for error, part in zip(
-        errors, ("SIGABRT", "data.decode_timeout_s=5", "OSError: "), strict=False
+        errors, ("SIGABRT", "data.decode_timeout_s=3", "OSError: "), strict=False
     ):
         assert part in error
     assert sorted(bad_decoders.listed(out / "bad_samples.jsonl")) == sorted(bad)
