@@ -9,8 +9,8 @@ import time
 import numpy as np
 from PIL import Image
 
+from videonsa_jax.data.sampling import Frames, SamplingRule, Transform, frames_from_arrays
 from videonsa_jax.data.sources import Conversation, JsonSource
-from videonsa_jax.data.video import Frames, SamplingRule, Transform, frames_from_arrays
 from videonsa_jax.data.visuals import Outline, VideoFile
 
 STAGES = ("outline", "read")
@@ -67,7 +67,7 @@ class Source(JsonSource):
 
 
 def video_file(path: str) -> BadDecoder | VideoFile:
-    """The video, or what its name says; in place of `sources.VideoFile`."""
+    """The video, or what its name says; in place of `references.VideoFile`."""
     is_bad = pathlib.Path(path).stem.split("-")[0] in STAGES
     return BadDecoder(path) if is_bad else VideoFile(path)
 

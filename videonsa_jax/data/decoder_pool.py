@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 
 from videonsa_jax.data.decoder_process import DecoderLost, DecoderProcess
 from videonsa_jax.data.errors import BadSample, Stage, about_sample
-from videonsa_jax.data.video import Frames, SamplingRule, Transform
+from videonsa_jax.data.sampling import Frames, SamplingRule, Transform
 from videonsa_jax.data.visuals import Outline, Reference
 
 DONE = {"outline": "looked at", "read": "decoded"}  # what was being done to the file

@@ -11,9 +11,9 @@ from videonsa_jax.data import chat, pack, processor
 from videonsa_jax.data.decoder_pool import DecoderPool
 from videonsa_jax.data.errors import BadSample, about_sample
 from videonsa_jax.data.sample import Sample, Visual
+from videonsa_jax.data.sampling import Frames, SamplingRule
 from videonsa_jax.data.sources import Conversation
 from videonsa_jax.data.tokenizer import Tokenizer
-from videonsa_jax.data.video import Frames, SamplingRule
 from videonsa_jax.data.visuals import Outline, Reference
 from videonsa_jax.errors import UserError
 

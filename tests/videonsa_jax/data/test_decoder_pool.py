@@ -20,7 +20,7 @@ from videonsa_jax.config import DataConfig
 from videonsa_jax.data import processor
 from videonsa_jax.data.decoder_pool import DecoderPool
 from videonsa_jax.data.errors import BadSample, about_sample
-from videonsa_jax.data.video import SamplingRule
+from videonsa_jax.data.sampling import SamplingRule
 from videonsa_jax.data.visuals import VideoFile
 from videonsa_jax.errors import UserError
 

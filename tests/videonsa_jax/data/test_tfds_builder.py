@@ -14,7 +14,7 @@ from PIL import Image
 
 from tests import bad_decoders
 from videonsa_jax.config import DataConfig
-from videonsa_jax.data import pipeline, sources, tfds_builder
+from videonsa_jax.data import pipeline, references, tfds_builder
 from videonsa_jax.data.load import Loader
 from videonsa_jax.data.sources import JsonSource
 from videonsa_jax.errors import UserError
@@ -107,7 +107,7 @@ def test_bad_and_unwanted_videos_are_left_out(data, model, tmp_path, write_jsonl
 def test_videos_that_hang_crash_or_raise_are_listed_and_not_tried_again(
     data, model, tmp_path, write_jsonl, monkeypatch
 ):
-    monkeypatch.setattr(sources, "VideoFile", bad_decoders.video_file)
+    monkeypatch.setattr(references, "VideoFile", bad_decoders.video_file)
     path = pathlib.Path(data.source[0])
     records = [json.loads(line) for line in path.read_text().splitlines()][:2]
     bad = ["outline-abort", "read-hang", "read-memory"]

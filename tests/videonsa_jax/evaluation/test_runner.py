@@ -8,7 +8,7 @@ import pytest
 
 from tests import bad_decoders, examiners
 from videonsa_jax.config import EvalConfig
-from videonsa_jax.data import sources
+from videonsa_jax.data import references
 from videonsa_jax.errors import UserError
 from videonsa_jax.evaluation import tasks
 from videonsa_jax.evaluation.results import ResultFile
@@ -133,7 +133,7 @@ def test_unusable_samples_are_rows_that_count_as_wrong(examiner, questions, tmp_
 def test_videos_that_hang_crash_or_raise_count_as_wrong_and_are_not_tried_again(
     examiner, questions, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(sources, "VideoFile", bad_decoders.video_file)
+    monkeypatch.setattr(references, "VideoFile", bad_decoders.video_file)
     bad = ["read-abort", "read-hang", "read-disk"]
     videos = [str(tmp_path / f"{name}.mp4") for name in bad]
     asked = [
