@@ -73,6 +73,7 @@ class Checkpointer:
             self._manager.wait_until_finished()
         self._saving = step
         with self._awaited():
+            self._folder.stat()  # Orbax would make it anew where a mount has vanished
             if step in self._names.hidden:
                 processes.from_first(lambda: _move_aside(self._folder / str(step)))
                 self._names.hidden.remove(step)

@@ -8,6 +8,7 @@ import contextlib
 import errno
 import functools
 import json
+import logging
 import os
 import pathlib
 import re
@@ -18,7 +19,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import tensorstore as ts
-from absl import logging
 
 from videonsa_jax.errors import UserError
 
@@ -94,6 +94,8 @@ def is_complete(step: pathlib.Path) -> bool:
 
 def remaining(folder: pathlib.Path, before: int | None = None) -> str:
     """Which step is usable, in words: the newest complete one, or that before a damaged one."""
+    if not folder.is_dir():
+        return "no step is left"
     try:
         steps = (x for x in numbers(folder) if before is None or x < before)
         step = next((x for x in steps if is_complete(folder / str(x))), None)
@@ -109,19 +111,17 @@ def remaining(folder: pathlib.Path, before: int | None = None) -> str:
 @functools.cache
 def quiet() -> None:
     """Called by programs: Orbax and TensorStore print tracebacks of what they raise anyway."""
-    logging.get_absl_logger().addFilter(lambda record: record.exc_info is None)
-    excepthook, unraisablehook = sys.excepthook, sys.unraisablehook
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).addFilter(lambda record: not record.exc_info)
+    hook = sys.unraisablehook
 
-    def of_main(kind, error, trace):  # of TensorStore's threads, too
-        if str(error) != "Event loop is closed":
-            excepthook(kind, error, trace)
+    def unraisable(error):
+        code = getattr(error.object, "cr_code", None)  # of Orbax's coroutines
+        of_orbax = code is not None and "orbax" in code.co_filename
+        if not of_orbax and str(error.exc_value) != "Event loop is closed":
+            hook(error)
 
-    def of_nobody(unraisable):  # of Orbax's coroutines, too
-        code = getattr(unraisable.object, "cr_code", None)
-        if code is None or "orbax" not in code.co_filename:
-            unraisablehook(unraisable)
-
-    sys.excepthook, sys.unraisablehook = of_main, of_nobody
+    sys.unraisablehook = unraisable
 
 
 @contextlib.contextmanager
