@@ -18,6 +18,7 @@ import urllib.parse
 from collections.abc import Iterator
 from typing import Any
 
+import jax
 import tensorstore as ts
 
 from videonsa_jax.errors import UserError
@@ -26,6 +27,7 @@ METADATA = "_CHECKPOINT_METADATA"  # Orbax's, of a step
 JSON_ITEMS = ("config", "data")
 NEEDED = ("params", "config")  # of weights that belong to no run, too
 INDEX = "manifest.ocdbt"  # of an item of arrays: where the parts of each lie
+_NOT_OF_FILES = (UserError, MemoryError, jax.errors.JaxRuntimeError)
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -133,7 +135,7 @@ def reading(folder: pathlib.Path, step: int | None = None) -> Iterator[None]:
     """
     try:
         yield
-    except UserError:
+    except _NOT_OF_FILES:
         raise
     except Exception as error:  # Orbax raises all types, Exception itself among them
         reason = _reason(error, folder)
@@ -154,7 +156,7 @@ def writing(folder: pathlib.Path, step: int) -> Iterator[None]:
     """
     try:
         yield
-    except UserError:
+    except _NOT_OF_FILES:
         raise
     except Exception as error:  # see above
         raise UserError(
