@@ -15,7 +15,7 @@ from typing import Any
 import jax
 from absl import app, flags, logging
 
-from videonsa_jax import parse
+from videonsa_jax import checkpoint_steps, parse
 from videonsa_jax.errors import UserError
 from videonsa_jax.evaluation import setup
 from videonsa_jax.evaluation.runner import evaluate
@@ -27,6 +27,7 @@ def main(argv: Sequence[str]) -> None:
     """Reads flags, evaluates, prints one line per task."""
     del argv
     logging.set_verbosity(logging.ERROR)  # Orbax warns that a checkpoint is opened to be read
+    checkpoint_steps.quiet()
     args = flags.FLAGS
     try:
         cfg = parse.parse(parse.load_config(args.config), args.override)

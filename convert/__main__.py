@@ -9,6 +9,7 @@ import jax
 from absl import logging
 
 from convert import from_hf, listing, logits, to_hf, verify
+from videonsa_jax import checkpoint_steps
 from videonsa_jax.errors import UserError
 
 VERBS = {
@@ -33,6 +34,7 @@ def main(argv: Sequence[str]) -> int:
     if args.verb not in COMPUTING:
         jax.config.update("jax_platforms", "cpu")  # no accelerator is taken to move bytes
     logging.set_verbosity(logging.ERROR)  # Orbax tells much about each step
+    checkpoint_steps.quiet()
     try:
         return VERBS[args.verb].run(args)
     except UserError as error:

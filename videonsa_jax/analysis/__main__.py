@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from absl import logging
 
-from videonsa_jax import parse
+from videonsa_jax import checkpoint_steps, parse
 from videonsa_jax.analysis import attended, gates, loss, selection
 from videonsa_jax.errors import UserError
 
@@ -23,6 +23,7 @@ def main(argv: Sequence[str]) -> None:
         module.add_arguments(verb)
         verb.add_argument("--out", required=True, help="folder of the CSV, PNG and JSON files")
     logging.set_verbosity(logging.ERROR)  # Orbax warns that a checkpoint is opened to be read
+    checkpoint_steps.quiet()
     args = parser.parse_args(parse.override_flags(argv))
     try:
         VERBS[args.verb].main(args)
