@@ -21,12 +21,14 @@ from videonsa_jax.errors import UserError
 from videonsa_jax.evaluation import setup
 from videonsa_jax.evaluation.runner import evaluate
 from videonsa_jax.sharding import mesh as meshes
+from videonsa_jax.training import checkpoint_steps
 
 
 def main(argv: Sequence[str]) -> None:
     """Reads flags, evaluates, prints one line per task."""
     del argv
     logging.set_verbosity(logging.ERROR)  # Orbax warns that a checkpoint is opened to be read
+    checkpoint_steps.quiet()
     args = flags.FLAGS
     try:
         cfg = parse.parse(parse.load_config(args.config), args.override)

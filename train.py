@@ -23,7 +23,15 @@ from videonsa_jax.data import pipeline
 from videonsa_jax.errors import UserError
 from videonsa_jax.sharding import mesh as meshes
 from videonsa_jax.sharding import shard
-from videonsa_jax.training import checkpoint, metrics, preemption, processes, profiling
+from videonsa_jax.training import (
+    checkpoint,
+    checkpoint_steps,
+    metrics,
+    preemption,
+    processes,
+    profiling,
+    workdir_lock,
+)
 from videonsa_jax.training import state as state_lib
 from videonsa_jax.training.optimizer import Optimizer, is_adapter
 from videonsa_jax.training.preemption import Preempted
@@ -49,6 +57,7 @@ def main(argv: Sequence[str]) -> None:
     """Reads flags, then trains."""
     del argv
     logging.set_verbosity(logging.WARNING)  # Orbax reports every file at INFO
+    checkpoint_steps.quiet()
     args = flags.FLAGS
     with exit_codes():
         processes.join(args.coordinator, args.num_processes, args.process_id)
@@ -134,15 +143,18 @@ def run(
       The final state.
 
     Raises:
-      UserError: what the user can mend, among it too many non-finite steps in a row.
+      UserError: what the user can mend: another run in `workdir`, too many non-finite steps in a
+        row, a full disk, a damaged checkpoint.
       Preempted: the machine asked the run to stop, and everything is saved.
     """
     workdir = pathlib.Path(workdir)
     mesh = meshes.make_mesh(cfg.mesh, devices)
     with (
+        workdir_lock.held(workdir),
+        _file_errors(workdir),
         jax.set_mesh(mesh),
-        contextlib.closing(data or _open_data(cfg, workdir, mesh)) as data,
         checkpoint.Checkpointer(workdir, cfg) as checkpoints,
+        contextlib.closing(data or _open_data(cfg, workdir, mesh)) as data,
     ):
         state, step_fn = _begin(cfg, mesh, checkpoints, data)
         first, last = int(state.step), cfg.train.steps
@@ -156,6 +168,7 @@ def run(
             where = f"{mesh.size} {jax.default_backend()} device(s)"
             report.say(f"{size:,} parameters on {where}, from step {first} to {last}")
             for step in range(first + 1, last + 1):
+                checkpoints.check()
                 with report.timed("data"):
                     arrays = next(data)
                 batch = shard.global_batch(arrays, data.frame_patches, cfg.sharding, mesh)
@@ -176,10 +189,21 @@ def run(
     return state
 
 
+@contextlib.contextmanager
+def _file_errors(workdir: pathlib.Path) -> Iterator[None]:
+    """A full disk, a vanished mount: one line, with the step that is left."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None:  # not of the operating system
+            raise
+        left = checkpoint_steps.remaining(workdir / checkpoint.FOLDER)
+        raise UserError(f"{checkpoint_steps.describe(error, workdir)}; {left}") from error
+
+
 def _open_data(cfg: RunConfig, workdir: pathlib.Path, mesh: Mesh) -> DataIterator:
     process, share = jax.process_index(), shard.row_share(cfg.sharding, mesh)
     name = f"bad_samples_process{process}.jsonl" if process else "bad_samples.jsonl"
-    workdir.mkdir(parents=True, exist_ok=True)
     return pipeline.make_dataset(
         cfg.data,
         cfg.model,

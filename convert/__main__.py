@@ -10,6 +10,7 @@ from absl import logging
 
 from convert import from_hf, listing, logits, to_hf, verify
 from videonsa_jax.errors import UserError
+from videonsa_jax.training import checkpoint_steps
 
 VERBS = {
     "from-hf": from_hf,
@@ -33,6 +34,7 @@ def main(argv: Sequence[str]) -> int:
     if args.verb not in COMPUTING:
         jax.config.update("jax_platforms", "cpu")  # no accelerator is taken to move bytes
     logging.set_verbosity(logging.ERROR)  # Orbax tells much about each step
+    checkpoint_steps.quiet()
     try:
         return VERBS[args.verb].run(args)
     except UserError as error:

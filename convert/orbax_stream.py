@@ -25,7 +25,7 @@ from orbax.checkpoint import type_handlers
 from convert import layout
 from videonsa_jax.config.schema import ModelConfig
 from videonsa_jax.errors import UserError
-from videonsa_jax.training import checkpoint
+from videonsa_jax.training import checkpoint, checkpoint_steps
 
 Index = tuple[slice, ...]
 IN_FLIGHT = 3  # boxes being written or read at a time
@@ -133,16 +133,13 @@ def stored_params(folder: str | pathlib.Path) -> tuple[int, dict[str, StoredArra
       Their step, and the arrays by "/"-joined path; only metadata is read.
 
     Raises:
-      UserError: there is no complete checkpoint.
+      UserError: there is no complete checkpoint, or it is damaged.
     """
-    folder = pathlib.Path(folder).absolute()
-    step = checkpoint.newest_step(folder)
-    if (folder / checkpoint.FOLDER).is_dir():
-        folder = folder / checkpoint.FOLDER
-    folder = folder / str(step) / "params"
-    tree = ocp.StandardCheckpointHandler().metadata(folder).tree
-    flat = traverse_util.flatten_dict(tree, sep="/")
-    return step, {path: _stored_array(leaf) for path, leaf in flat.items()}
+    newest = checkpoint.newest_folder(folder)
+    with _reading(newest / "params"):
+        tree = ocp.StandardCheckpointHandler().metadata(newest / "params").tree
+        flat = traverse_util.flatten_dict(tree, sep="/")
+        return int(newest.name), {path: _stored_array(leaf) for path, leaf in flat.items()}
 
 
 class _LazyArrayHandler(type_handlers.NumpyHandler):
@@ -214,13 +211,18 @@ def _open(stored: StoredArray) -> ts.TensorStore:
         ts_context=context,
     )
     spec = type_handlers.get_json_tspec_read(info, use_ocdbt=info.is_ocdbt_checkpoint)
-    with _one_line(f"{stored.folder}: parameter {stored.name}"):
+    with _reading(stored.folder):
         return ts.open(ts.Spec(spec), open=True, read=True, context=context).result()
 
 
 def _finished(stored: StoredArray, index: Index, read: ts.Future) -> tuple[Index, np.ndarray]:
-    with _one_line(f"{stored.folder}: parameter {stored.name}"):
+    with _reading(stored.folder):
         return index, read.result()
+
+
+def _reading(params: pathlib.PurePath) -> contextlib.AbstractContextManager[None]:
+    step = pathlib.Path(params).parent
+    return checkpoint_steps.reading(step.parent, int(step.name))
 
 
 @contextlib.contextmanager

@@ -49,6 +49,7 @@ def data_config(questions: pathlib.Path, tokenizer: pathlib.Path) -> DataConfig:
         max_pixels=56 * 56,
         buckets=((VISION_TOKENS, 320), (2 * VISION_TOKENS, 320)),
         threads=2,
+        decode_timeout_s=0,  # no decoder processes: they take a while to start
     )
 
 

@@ -1,5 +1,7 @@
 """The training program: it goes on where it was killed, bit for bit, and says what is wrong."""
 
+import errno
+import os
 import pathlib
 import re
 import signal
@@ -13,7 +15,7 @@ import pytest
 import train
 from tests import synthetic, training_program
 from videonsa_jax.errors import UserError
-from videonsa_jax.training import checkpoint, metrics, preemption, profiling
+from videonsa_jax.training import checkpoint, metrics, preemption, profiling, workdir_lock
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
@@ -108,6 +110,31 @@ def test_a_run_that_is_asked_to_stop_saves_and_goes_on_later(tmp_path):
     assert checkpoint.newest_step(tmp_path / "stopped") == 3
     assert signal.getsignal(signal.SIGTERM) == before
     assert_same_bits(run(tmp_path / "stopped"), want)
+
+
+def test_a_second_run_in_a_folder_ends_before_it_begins(tmp_path):
+    with (
+        workdir_lock.held(tmp_path),
+        pytest.raises(UserError, match="is in use by a run on host"),
+    ):
+        run(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [workdir_lock.FILE]
+    run(tmp_path, data=synthetic.Batches(bad_from=0))
+
+
+def test_a_full_disk_is_one_line_with_the_step_to_go_on_from(tmp_path, monkeypatch):
+    class Full(metrics.MetricWriter):
+        def write(self, row):
+            if row["step"] == 3:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            super().write(row)
+
+    monkeypatch.setattr(metrics, "MetricWriter", Full)
+    with pytest.raises(UserError) as error:
+        run(tmp_path)
+    line = str(error.value)
+    assert line.startswith(f"{tmp_path}: No space left on device (")
+    assert line.endswith("step 2 is complete: the same command goes on from it")
 
 
 @pytest.mark.slow

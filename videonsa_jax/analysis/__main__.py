@@ -9,6 +9,7 @@ from absl import logging
 from videonsa_jax.analysis import attended, gates, loss, selection
 from videonsa_jax.config import parse
 from videonsa_jax.errors import UserError
+from videonsa_jax.training import checkpoint_steps
 
 VERBS = {"loss": loss, "gates": gates, "selection": selection, "attended": attended}
 
@@ -23,6 +24,7 @@ def main(argv: Sequence[str]) -> None:
         module.add_arguments(verb)
         verb.add_argument("--out", required=True, help="folder of the CSV, PNG and JSON files")
     logging.set_verbosity(logging.ERROR)  # Orbax warns that a checkpoint is opened to be read
+    checkpoint_steps.quiet()
     args = parser.parse_args(parse.override_flags(argv))
     try:
         VERBS[args.verb].main(args)

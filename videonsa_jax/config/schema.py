@@ -246,6 +246,9 @@ class DataConfig:
     seed: int = 0  # of the order of samples
     workers: int = 0  # processes that decode; 0: a thread of the main process
     threads: int = 4  # of each of them
+    # Seconds that one file may take to open or to decode, in a process that is replaced if the file
+    # hangs or kills it. 0: files are opened without such processes and without a limit.
+    decode_timeout_s: float = 1_200.0
     max_bad_fraction: float = 0.05  # of samples; a run with more bad ones stops
 
     def __post_init__(self):
@@ -256,6 +259,10 @@ class DataConfig:
             raise ValueError("data.source is empty; name at least one JSON or JSONL file")
         if not self.buckets:
             raise ValueError("data.buckets is empty; give at least one (vision, text) pair")
+        if not 0 <= self.decode_timeout_s <= 1e6:
+            raise ValueError(
+                f"data.decode_timeout_s={self.decode_timeout_s} must be in 0..1e6; 0: no limit"
+            )
         if self.fps <= 0:
             raise ValueError(f"data.fps={self.fps} must be above 0")
         if self.min_pixels > self.max_pixels:

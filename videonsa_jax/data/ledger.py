@@ -4,8 +4,9 @@ import json
 import logging
 import math
 import pathlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
+from videonsa_jax.data.decoder_pool import LostFiles
 from videonsa_jax.data.errors import BadSample
 from videonsa_jax.errors import UserError
 
@@ -20,9 +21,10 @@ class Ledger:
 
     def __init__(self, path: str | pathlib.Path, max_bad_fraction: float, *, records: int):
         """`path`: JSONL, continued if it exists; `records`: of one pass over the source."""
-        self._path, self._max_bad_fraction = pathlib.Path(path), max_bad_fraction
+        self.path, self._max_bad_fraction = pathlib.Path(path), max_bad_fraction
         self._records = max(records, 1)
-        self._listed = _listed(self._path)
+        _cut_unfinished(self.path)
+        self._listed = {(row["file"], row["reason"]) for row in _rows(self.path)}
         self.seen = 0  # samples, bad ones included; each pass over the source counts anew
         self.bad = 0
 
@@ -42,7 +44,7 @@ class Ledger:
         if last and self.seen >= MIN_SEEN and self.bad > self._max_bad_fraction * judged:
             raise UserError(
                 f"{self.bad} of {self.seen} samples are bad, more than data.max_bad_fraction="
-                f"{self._max_bad_fraction:g} allows; all are listed in {self._path}, the last is "
+                f"{self._max_bad_fraction:g} allows; all are listed in {self.path}, the last is "
                 f"{last}"
             )
 
@@ -51,18 +53,51 @@ class Ledger:
             return
         self._listed.add((bad.file, bad.reason))
         log.warning("skipped %s", bad)
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"file": bad.file, "reason": bad.reason}) + "\n")
+        row = {"file": bad.file, "reason": bad.reason}
+        if bad.lost_in:
+            row["lost_in"] = bad.lost_in
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
 
 
-def _listed(path: pathlib.Path) -> set[tuple[str, str]]:
-    """What is in the file; a last line that a killed run left unfinished is cut off."""
+def lost_files(path: str | pathlib.Path) -> LostFiles:
+    """Files that hung or killed a decoder: of this list, and of the others in its folder.
+
+    The other lists, bad_samples*.jsonl, are those of the run's other processes: all must agree on
+    which samples get a place.
+
+    Raises:
+      UserError: a line is not one of a list.
+    """
+    path = pathlib.Path(path)
+    paths = sorted({path, *path.parent.glob("bad_samples*.jsonl")})
+    return {
+        (row["file"], row["lost_in"]): row["reason"]
+        for path in paths
+        for row in _rows(path)
+        if "lost_in" in row
+    }
+
+
+def _rows(path: pathlib.Path) -> Iterator[dict[str, str]]:
+    """The whole lines; a last one without an end is unfinished."""
     if not path.is_file():
-        return set()
-    text = path.read_text(encoding="utf-8")
-    whole = text[: text.rfind("\n") + 1]
-    if whole != text:
-        path.write_text(whole, encoding="utf-8")
-    rows = [json.loads(line) for line in whole.splitlines()]
-    return {(row["file"], row["reason"]) for row in rows}
+        return
+    lines = path.read_bytes().split(b"\n")[:-1]
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = json.loads(line)
+            row["file"], row["reason"]
+        except (ValueError, TypeError, KeyError) as error:
+            raise UserError(
+                f"{path}:{number}: not a line of a list of bad samples; delete the line"
+            ) from error
+        yield row
+
+
+def _cut_unfinished(path: pathlib.Path) -> None:
+    """Cuts off what a killed run left of a last line."""
+    if path.is_file():
+        with path.open("r+b") as file:
+            file.truncate(file.read().rfind(b"\n") + 1)

@@ -1,5 +1,6 @@
 """Conversation -> Sample: its size from file headers, and the decoding."""
 
+import functools
 import math
 from typing import NamedTuple
 
@@ -7,11 +8,12 @@ import numpy as np
 
 from videonsa_jax.config.schema import DataConfig, ModelConfig, VisionConfig
 from videonsa_jax.data import chat, pack, processor
-from videonsa_jax.data.errors import BadSample
+from videonsa_jax.data.decoder_pool import DecoderPool
+from videonsa_jax.data.errors import BadSample, about_sample
 from videonsa_jax.data.sample import Sample, Visual
+from videonsa_jax.data.sampling import Frames, SamplingRule
 from videonsa_jax.data.sources import Conversation
 from videonsa_jax.data.tokenizer import Tokenizer
-from videonsa_jax.data.video import Frames, SamplingRule
 from videonsa_jax.data.visuals import Outline, Reference
 from videonsa_jax.errors import UserError
 
@@ -40,9 +42,16 @@ def frame_patches(data: DataConfig, model: ModelConfig) -> int:
 class FrameReader:
     """Samples and resizes the frames of images and videos as configured."""
 
-    def __init__(self, data: DataConfig, cfg: VisionConfig):
+    def __init__(self, data: DataConfig, cfg: VisionConfig, decoders: DecoderPool | None = None):
+        """`decoders`: opens the files; None: this process does."""
         self._data, self._cfg = data, cfg
+        self._decoders = decoders or DecoderPool()
         self._rule = SamplingRule(data.fps, data.min_frames, data.max_frames)
+        self._limits = {
+            "min_pixels": data.min_pixels,
+            "max_pixels": data.max_pixels,
+            "total_pixels": data.total_pixels,
+        }
 
     def outline(self, reference: Reference) -> Outline | None:
         """How many frames of which size, after resizing; None where `keep_frames` leaves it out.
@@ -50,8 +59,9 @@ class FrameReader:
         Raises:
           BadSample: the file cannot be opened.
           ValueError: the aspect ratio is extreme.
+          UserError: no decoder process starts.
         """
-        outline = reference.outline(self._rule)
+        outline = self._decoders.outline(reference, self._rule)
         if self._data.keep_frames and outline.candidates is not None:
             least, most = self._data.keep_frames
             if not least <= outline.candidates <= most:
@@ -61,32 +71,32 @@ class FrameReader:
 
     def read(self, reference: Reference) -> Frames:
         """Decodes; raises like `outline`, and BadSample where a frame does not decode."""
-        return reference.read(self._rule, self._resize)
+        fit = functools.partial(processor.resize_to_limits, cfg=self._cfg, **self._limits)
+        return self._decoders.read(reference, self._rule, fit)
 
     def size(self, frames: int, height: int, width: int) -> tuple[int, int]:
         """(height, width) that each of `frames` frames is resized to."""
-        return processor.frame_size(
-            frames,
-            height,
-            width,
-            self._cfg,
-            min_pixels=self._data.min_pixels,
-            max_pixels=self._data.max_pixels,
-            total_pixels=self._data.total_pixels,
-        )
-
-    def _resize(self, image: np.ndarray, frames: int) -> np.ndarray:
-        return processor.resize(image, self.size(frames, *image.shape[:2]))
+        return processor.frame_size(frames, height, width, self._cfg, **self._limits)
 
 
 class Loader:
-    """Opens the files of conversations and makes samples of them. Holds settings only."""
+    """Opens the files of conversations and makes samples of them; workers take copies of it."""
 
-    def __init__(self, data: DataConfig, model: ModelConfig, tokenizer: Tokenizer):
-        """Raises UserError: the tokenizer is not the model's."""
+    def __init__(
+        self,
+        data: DataConfig,
+        model: ModelConfig,
+        tokenizer: Tokenizer,
+        decoders: DecoderPool | None = None,
+    ):
+        """`decoders`: opens the files; None: this process does.
+
+        Raises:
+          UserError: the tokenizer is not the model's.
+        """
         _check_tokenizer(data, model, tokenizer)
         self._data, self._vision, self._tokenizer = data, model.vision, tokenizer
-        self._reader = FrameReader(data, model.vision)
+        self._reader = FrameReader(data, model.vision, decoders)
         self._frame_patches = frame_patches(data, model)
 
     def measure(self, conversation: Conversation) -> Size | None:
@@ -94,22 +104,20 @@ class Loader:
 
         Raises:
           BadSample: a file cannot be opened, a frame is of an extreme shape, the text's
-            placeholders do not match, or there is no answer to learn from.
+            placeholders do not match, there is no answer to learn from, or anything else.
         """
-        visuals = []
-        for reference in conversation.visuals:
-            try:
+        with about_sample(conversation.name):
+            visuals = []
+            for reference in conversation.visuals:
                 outline = self._reader.outline(reference)
-            except ValueError as error:
-                raise BadSample(conversation.name, str(error)) from error
-            if outline is None:
-                return None
-            visuals.append(self._without_patches(reference, outline, conversation.name))
-        sample = self._sample(conversation, visuals, generation_prompt=False)
-        if not sample.loss_weights.any():
-            raise BadSample(conversation.name, "has no assistant turn, so nothing to learn")
-        vision = sum(processor.merged_tokens(visual.grid, self._vision) for visual in visuals)
-        return Size(vision, len(sample.tokens) - vision)
+                if outline is None:
+                    return None
+                visuals.append(self._without_patches(reference, outline, conversation.name))
+            sample = self._sample(conversation, visuals, generation_prompt=False)
+            if not sample.loss_weights.any():
+                raise BadSample(conversation.name, "has no assistant turn, so nothing to learn")
+            vision = sum(processor.merged_tokens(visual.grid, self._vision) for visual in visuals)
+            return Size(vision, len(sample.tokens) - vision)
 
     def load(self, conversation: Conversation, *, generation_prompt: bool = False) -> Sample:
         """Decodes and tokenizes.
@@ -119,18 +127,17 @@ class Loader:
           generation_prompt: end with the opening of an assistant turn, for the model to continue.
 
         Raises:
-          BadSample: a file is missing, truncated or unreadable, or placeholders do not match.
+          BadSample: a file is missing, truncated or unreadable, placeholders do not match, or
+            anything else.
         """
-        visuals = []
-        for reference in conversation.visuals:
-            try:
+        with about_sample(conversation.name):
+            visuals = []
+            for reference in conversation.visuals:
                 frames = self._reader.read(reference)
-            except ValueError as error:
-                raise BadSample(conversation.name, str(error)) from error
-            visuals.append(
-                processor.visual_from_resized(frames, self._vision, is_video=reference.is_video)
-            )
-        return self._sample(conversation, visuals, generation_prompt=generation_prompt)
+                visuals.append(
+                    processor.visual_from_resized(frames, self._vision, is_video=reference.is_video)
+                )
+            return self._sample(conversation, visuals, generation_prompt=generation_prompt)
 
     def _without_patches(self, reference: Reference, outline: Outline, name: str) -> Visual:
         grid = processor.grid_of(*outline[:3], self._vision)
@@ -144,16 +151,13 @@ class Loader:
         return Visual(np.zeros((0, 0), np.float32), grid, reference.is_video)
 
     def _sample(self, conversation, visuals, *, generation_prompt: bool) -> Sample:
-        try:
-            return chat.to_sample(
-                conversation.messages,
-                visuals,
-                self._tokenizer,
-                self._vision,
-                generation_prompt=generation_prompt,
-            )
-        except ValueError as error:
-            raise BadSample(conversation.name, str(error)) from error
+        return chat.to_sample(
+            conversation.messages,
+            visuals,
+            self._tokenizer,
+            self._vision,
+            generation_prompt=generation_prompt,
+        )
 
 
 def _check_tokenizer(data: DataConfig, model: ModelConfig, tokenizer: Tokenizer) -> None:

@@ -20,8 +20,9 @@ from absl import flags
 
 from videonsa_jax.config.schema import DataConfig, ModelConfig
 from videonsa_jax.data import load, pack
+from videonsa_jax.data.decoder_pool import DecoderPool
 from videonsa_jax.data.errors import BadSample
-from videonsa_jax.data.ledger import Ledger
+from videonsa_jax.data.ledger import Ledger, lost_files
 from videonsa_jax.data.load import Loader, Size
 from videonsa_jax.data.pack import Bucket
 from videonsa_jax.data.plan import BatchPlan, Measured, Place, PlanDataset, Planner
@@ -32,6 +33,16 @@ from videonsa_jax.data.tokenizer import Tokenizer
 from videonsa_jax.errors import UserError
 
 PREPARED = "tfds:"  # in front of the folder of a prepared dataset
+# Fields of DataConfig that may change when a run continues: not which samples, but where and how.
+ELSEWHERE = (
+    "source",
+    "video_root",
+    "tokenizer",
+    "workers",
+    "threads",
+    "decode_timeout_s",
+    "max_bad_fraction",
+)
 PREFETCHED = 2  # batches made ahead of the training step, by each worker
 
 
@@ -49,10 +60,11 @@ class Batches:
         make_iterator: Callable[[dict | None], grain.DatasetIterator],
         ledger: Ledger,
         stream: dict,
+        decoders: DecoderPool,
         frame_patches: int,
     ):
         """`stream`: settings that must not change when a run continues."""
-        self.frame_patches = frame_patches
+        self.frame_patches, self._decoders = frame_patches, decoders
         self._make_iterator, self._ledger, self._stream = make_iterator, ledger, stream
         self._plan: dict | None = None
         self._iterator = make_iterator(None)
@@ -92,7 +104,8 @@ class Batches:
         self._iterator = self._make_iterator(self._plan)
 
     def close(self) -> None:
-        """Ends workers and threads."""
+        """Ends workers, threads and decoder processes."""
+        self._decoders.close()  # first, since threads wait for them
         self._iterator.close()
 
 
@@ -120,7 +133,8 @@ def make_dataset(
     if data.batch % share_count:
         raise UserError(f"data.batch={data.batch} rows do not divide by {share_count} processes")
     source = open_source(data)
-    loader = Loader(data, model, Tokenizer.from_dir(data.tokenizer))
+    decoders = DecoderPool(data.threads, data.decode_timeout_s, lost_files(bad_samples))
+    loader = Loader(data, model, Tokenizer.from_dir(data.tokenizer), decoders)
     sizes = grain.MapDataset.range(len(source))
     if data.shuffle:
         sizes = sizes.shuffle(seed=data.seed)  # in another order in each pass
@@ -156,6 +170,7 @@ def make_dataset(
         make_iterator,
         Ledger(bad_samples, data.max_bad_fraction, records=len(source) // share_count),
         _stream_settings(data, len(source)),
+        decoders,
         load.frame_patches(data, model),
     )
 
@@ -267,6 +282,6 @@ def _prefetched(batches: grain.IterDataset, workers: int) -> grain.IterDataset:
 def _stream_settings(data: DataConfig, records: int) -> dict:
     """What decides which samples are in which batch, as JSON values."""
     settings = dataclasses.asdict(data) | {"records": records}
-    for name in ("source", "video_root", "tokenizer", "workers", "threads", "max_bad_fraction"):
+    for name in ELSEWHERE:
         del settings[name]
     return json.loads(json.dumps(settings))

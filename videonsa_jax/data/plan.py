@@ -64,7 +64,7 @@ class Planner:
             "position": self.position,
             "full": [[_to_json(row) for row in rows] for rows in self._full],
             "open": [_to_json(row) for row in self._open],
-            "rejected": [[bad.file, bad.reason] for bad in self._rejected],
+            "rejected": [[bad.file, bad.reason, bad.lost_in] for bad in self._rejected],
         }
 
     def set_state(self, state: dict) -> None:

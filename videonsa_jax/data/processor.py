@@ -102,6 +102,13 @@ def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return np.asarray(Image.fromarray(image).resize(size[::-1], Image.Resampling.BICUBIC))
 
 
+def resize_to_limits(
+    image: np.ndarray, frames: int, cfg: VisionConfig, **limits: int | None
+) -> np.ndarray:
+    """u8[h w 3] -> the size that `frame_size` gives each of `frames` frames within `limits`."""
+    return resize(image, frame_size(frames, *image.shape[:2], cfg, **limits))
+
+
 def patchify(images: np.ndarray, cfg: VisionConfig) -> np.ndarray:
     """Normalises frames and cuts them into flat patches.
 

@@ -10,7 +10,7 @@ from typing import Protocol
 
 import numpy as np
 
-from videonsa_jax.data.errors import BadSample
+from videonsa_jax.data.errors import BadSample, about_sample
 from videonsa_jax.data.records import Conversation, parse_record
 from videonsa_jax.errors import UserError
 
@@ -77,8 +77,10 @@ class JoinedSource:
         return self._ends[-1]
 
     def __getitem__(self, index: int) -> Conversation:
+        """Raises BadSample for whatever the part raises."""
         part = bisect.bisect_right(self._ends, index)
-        return self._parts[part][index - self._ends[part] + len(self._parts[part])]
+        with about_sample(f"record {index} of data.source"):
+            return self._parts[part][index - self._ends[part] + len(self._parts[part])]
 
 
 def begins_array(path: pathlib.Path, head: bytes) -> bool:

@@ -14,8 +14,9 @@ from PIL import Image
 
 from videonsa_jax.config.schema import DataConfig, VisionConfig
 from videonsa_jax.data.chat import Message
-from videonsa_jax.data.errors import BadSample
-from videonsa_jax.data.ledger import Ledger
+from videonsa_jax.data.decoder_pool import DecoderPool
+from videonsa_jax.data.errors import BadSample, about_sample
+from videonsa_jax.data.ledger import Ledger, lost_files
 from videonsa_jax.data.load import FrameReader
 from videonsa_jax.data.sources import Conversation, Source
 from videonsa_jax.data.visuals import Encoded
@@ -83,11 +84,14 @@ def prepare(
         raise UserError(f"{out}: holds a prepared dataset already; choose another folder")
     bad_samples = pathlib.Path(out) / "bad_samples.jsonl"
     ledger = Ledger(bad_samples, data.max_bad_fraction, records=len(source))
-    reader, kept = FrameReader(data, cfg), 0
+    decoders = DecoderPool(data.threads, data.decode_timeout_s, lost_files(bad_samples))
+    reader, kept = FrameReader(data, cfg, decoders), 0
 
     def encode(index: int) -> dict | BadSample | None:
         try:
-            return _encode(source[index], reader, image_format)
+            conversation = source[index]
+            with about_sample(conversation.name):
+                return _encode(conversation, reader, image_format)
         except BadSample as bad:
             return bad
 
@@ -104,7 +108,8 @@ def prepare(
         if not kept:
             raise UserError(f"none of {len(source)} samples is left to store in {out}")
 
-    VideoChat(examples, str(out)).download_and_prepare()
+    with decoders:
+        VideoChat(examples, str(out)).download_and_prepare()
     return {"seen": ledger.seen, "bad": ledger.bad, "kept": kept}
 
 
@@ -148,12 +153,9 @@ def _encode(
     """An example of `VideoChat`; None where `keep_frames` leaves it out."""
     images, seconds, visuals = [], [], []
     for reference in conversation.visuals:
-        try:
-            if reader.outline(reference) is None:
-                return None
-            frames = reader.read(reference)
-        except ValueError as error:
-            raise BadSample(conversation.name, str(error)) from error
+        if reader.outline(reference) is None:
+            return None
+        frames = reader.read(reference)
         images += [_image_bytes(image, image_format) for image in frames.images]
         seconds += frames.seconds.tolist()
         visuals.append(
@@ -166,7 +168,7 @@ def _encode(
     messages = [[m.role, m.text, m.bears_loss] for m in conversation.messages]
     record = {"name": conversation.name, "messages": messages, "visuals": visuals}
     return {
-        "record": json.dumps(record, ensure_ascii=False),
+        "record": json.dumps(record),
         "images": images,
         "seconds": np.array(seconds, np.float32),
     }

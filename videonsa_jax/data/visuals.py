@@ -25,9 +25,13 @@ class Outline(NamedTuple):
 
 
 class Reference(Protocol):
-    """An unopened image or video. Both methods raise BadSample."""
+    """An unopened image or video, picklable. Both methods raise BadSample."""
 
     is_video: bool
+
+    @property
+    def name(self) -> str:
+        """The file, for messages and for lists of bad ones."""
 
     def outline(self, rule: SamplingRule) -> Outline: ...
 
@@ -40,6 +44,10 @@ class VideoFile:
 
     path: str
     is_video = True
+
+    @property
+    def name(self) -> str:
+        return self.path
 
     def outline(self, rule: SamplingRule) -> Outline:
         info = video.probe(self.path)
@@ -63,6 +71,10 @@ class FrameFiles:
     paths: tuple[str, ...]
     fps: float | None
     is_video = True
+
+    @property
+    def name(self) -> str:
+        return self.paths[0]
 
     def outline(self, rule: SamplingRule) -> Outline:
         paths, _ = self._chosen(rule)
@@ -89,6 +101,10 @@ class ImageFile:
 
     path: str
     is_video = False
+
+    @property
+    def name(self) -> str:
+        return self.path
 
     def outline(self, rule: SamplingRule) -> Outline:
         return Outline(1, *images.image_size(self.path))

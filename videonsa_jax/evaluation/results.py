@@ -7,6 +7,8 @@ from typing import Any
 
 from videonsa_jax.errors import UserError
 
+ESCAPED = "backslashreplace"  # lone surrogates, of which JSON text and file names may consist
+
 
 class ResultFile:
     """Appends one row per question, and knows which questions an earlier run finished."""
@@ -20,7 +22,7 @@ class ResultFile:
         self._path, self._fingerprint = pathlib.Path(path), fingerprint
         self._path.parent.mkdir(parents=True, exist_ok=True)
         self._rows = {row["id"]: row for row in self._read()}
-        self._file = self._path.open("a", encoding="utf-8")
+        self._file = self._path.open("a", encoding="utf-8", errors=ESCAPED)
 
     def __enter__(self):
         return self
@@ -72,5 +74,6 @@ class ResultFile:
 def write_json(path: pathlib.Path, value: Any) -> None:
     """Writes a file so that a kill leaves the old one or the new one."""
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+    temporary.write_text(text, encoding="utf-8", errors=ESCAPED)
     temporary.replace(path)

@@ -15,7 +15,9 @@ import numpy as np
 from videonsa_jax.batch import Batch
 from videonsa_jax.config.schema import DataConfig, EvalConfig
 from videonsa_jax.data import load, pack, sources
-from videonsa_jax.data.errors import BadSample
+from videonsa_jax.data.decoder_pool import DecoderPool
+from videonsa_jax.data.errors import BadSample, about_sample
+from videonsa_jax.data.ledger import Ledger, lost_files
 from videonsa_jax.data.pack import Bucket
 from videonsa_jax.data.sample import Sample, Visual
 from videonsa_jax.data.tokenizer import Tokenizer
@@ -63,15 +65,19 @@ class Examiner:
         }
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
-    def load(self, question: Question) -> Sample:
+    def load(self, question: Question, decoders: DecoderPool | None = None) -> Sample:
         """Decodes a question's video and renders its prompt, up to where the answer begins.
+
+        Args:
+          question: its record and its video.
+          decoders: opens the files; None: this process does.
 
         Raises:
           BadSample: the record or the video cannot be used, or the prompt fits no bucket.
         """
         root = pathlib.Path(self.data.video_root or question.file.parent)
         conversation = sources.parse_record(question.record, question.name, root)
-        loader = load.Loader(self.data, self.model.cfg, self.tokenizer)
+        loader = load.Loader(self.data, self.model.cfg, self.tokenizer, decoders)
         sample = loader.load(conversation, generation_prompt=True)
         if self.bucket(sample) is None:
             vision, text = pack.row_tokens([sample], self.model.cfg)
@@ -127,8 +133,8 @@ def evaluate(
 
     Writes `out/<task>.jsonl`, one row per question, flushed as they come; what an earlier,
     interrupted call wrote there is kept and not asked again. Then writes `out/<task>_summary.json`.
-    A question whose video cannot be read, or that fits no bucket, gets a row with `error` and
-    counts as wrong.
+    A question whose video cannot be read, or that fits no bucket, gets a row with `error`, counts
+    as wrong, and is listed in `out/bad_samples.jsonl`.
 
     Args:
       examiner: the model and its settings.
@@ -146,7 +152,8 @@ def evaluate(
     started = time.monotonic()
     out = pathlib.Path(out)
     with ResultFile(out / f"{task}.jsonl", examiner.settings) as results:
-        _answer_missing(examiner, questions, results, label=task)
+        ledger = Ledger(out / "bad_samples.jsonl", max_bad_fraction=1.0, records=len(questions))
+        _answer_missing(examiner, questions, results, ledger, label=task)
         rows = results.rows([q.id for q in questions])
     summary = {
         "task": task,
@@ -162,18 +169,26 @@ def evaluate(
 
 
 def _answer_missing(
-    examiner: Examiner, questions: Sequence[Question], results: ResultFile, *, label: str
+    examiner: Examiner,
+    questions: Sequence[Question],
+    results: ResultFile,
+    ledger: Ledger,
+    *,
+    label: str,
 ) -> None:
     """Groups are those of an uninterrupted run, so that each row is computed in the same batch."""
-    size = examiner.cfg.batch
+    size, data = examiner.cfg.batch, examiner.data
     groups = [questions[i : i + size] for i in range(0, len(questions), size)]
     groups = [group for group in groups if any(q.id not in results for q in group)]
     right = [row["correct"] for row in results.rows([q.id for q in questions])]
     with (
-        ThreadPoolExecutor(examiner.data.threads) as pool,
+        ThreadPoolExecutor(data.threads) as pool,
+        # inside, so that no thread still waits for a decoder when the threads are joined
+        DecoderPool(data.threads, data.decode_timeout_s, lost_files(ledger.path)) as decoders,
         Progress(label, len(questions), done=len(right)) as progress,
     ):
-        for group, samples in _one_ahead(pool, lambda q: _load(examiner, q), groups):
+        for group, samples in _one_ahead(pool, lambda q: _load(examiner, q, decoders), groups):
+            ledger.add(len(samples), [s for s in samples if isinstance(s, BadSample)])
             new = [row for row in _rows(examiner, group, samples) if row["id"] not in results]
             for row in new:
                 results.append(row)
@@ -195,9 +210,10 @@ def _one_ahead(
         yield group, [future.result() for future in futures]
 
 
-def _load(examiner: Examiner, question: Question) -> Sample | BadSample:
+def _load(examiner: Examiner, question: Question, decoders: DecoderPool) -> Sample | BadSample:
     try:
-        return examiner.load(question)
+        with about_sample(question.name):
+            return examiner.load(question, decoders)
     except BadSample as error:
         return error
 

@@ -10,7 +10,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import matplotlib.figure
-from tensorboardX import SummaryWriter
+from tensorboardX import summary
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tqdm import tqdm
 
 from videonsa_jax.batch import Batch
@@ -140,12 +142,16 @@ class MetricWriter:
         rows = [row for row in read_rows(workdir) if row["step"] <= restored_step]
         _replace(path, "".join(json.dumps(row) + "\n" for row in rows))
         self._file = path.open("a")
-        self._events = SummaryWriter(workdir / "tensorboard", purge_step=restored_step + 1)
+        # Without the thread of `SummaryWriter`, which a full disk ends without a word to this one.
+        (workdir / "tensorboard").mkdir(exist_ok=True)
+        self._events = EventsWriter(str(workdir / "tensorboard" / "events"))
+        restart = SessionLog(status=SessionLog.START)  # later events of earlier files are dropped
+        self._write_event(restored_step + 1, session_log=restart)
 
     def close(self) -> None:
         """Closes both files."""
-        self._file.close()
-        self._events.close()
+        with self._file:
+            self._events.close()
 
     def write(self, row: Mapping[str, Any]) -> None:
         """One row, on disk when this returns."""
@@ -153,8 +159,11 @@ class MetricWriter:
         self._file.flush()
         for name, value in row.items():
             if name != "step" and value is not None:
-                self._events.add_scalar(f"train/{name}", value, row["step"])
+                self._write_event(row["step"], summary=summary.scalar(f"train/{name}", value))
         self._events.flush()
+
+    def _write_event(self, step: int, **content: Any) -> None:
+        self._events.write_event(Event(wall_time=time.time(), step=step, **content))
 
 
 def read_rows(workdir: pathlib.Path) -> list[dict[str, Any]]:

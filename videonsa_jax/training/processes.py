@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -90,6 +91,24 @@ def gather(value: Any) -> list[Any]:
     padded = np.pad(text, (0, lengths.max() - len(text)))
     texts = multihost_utils.process_allgather(padded)
     return [json.loads(row[:n].tobytes()) for row, n in zip(texts, lengths, strict=True)]
+
+
+def from_first(find: Callable[[], Any]) -> Any:
+    """What process 0 finds, JSON-able, on all of them; the others do not look.
+
+    Raises:
+      UserError: process 0's, on every process.
+    """
+    found = cause = None
+    if jax.process_index() == 0:
+        try:
+            found = find()
+        except UserError as error:
+            cause = error
+    found, message = gather([found, None if cause is None else str(cause)])[0]
+    if message is not None:
+        raise UserError(message) from cause
+    return found
 
 
 def check_same_config(cfg: RunConfig) -> None:

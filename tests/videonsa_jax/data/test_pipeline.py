@@ -3,12 +3,14 @@
 import dataclasses
 import itertools
 import json
+import re
 
 import numpy as np
 import pytest
 
+from tests import bad_decoders
 from videonsa_jax.config.schema import DataConfig
-from videonsa_jax.data import load, pipeline
+from videonsa_jax.data import load, pipeline, sources
 from videonsa_jax.errors import UserError
 
 SMALL, LARGE = (16, 128), (64, 128)
@@ -48,6 +50,7 @@ def make(videos, tokenizer_dir, model, write_jsonl, tmp_path):
                 "batch": 2,
                 "buckets": (LARGE,),
                 "threads": 2,
+                "decode_timeout_s": 0,  # no decoder processes: they take a while to start
                 **fields,
             }
         )
@@ -275,6 +278,115 @@ def test_tokenizer_must_be_the_models(videos, tokenizer_dir, model, tmp_path, wr
     other = dataclasses.replace(model, video_token_id=5)
     with pytest.raises(UserError, match=r"model.video_token_id=5, but the tokenizer"):
         pipeline.make_dataset(data, other, bad_samples=tmp_path / "bad.jsonl")
+
+
+@pytest.fixture
+def bad_decoder(monkeypatch, tmp_path):
+    """The absolute path of a video named STAGE-FAULT, which misbehaves so."""
+    monkeypatch.setattr(pipeline, "JsonSource", bad_decoders.Source)
+    return lambda name: str(tmp_path / f"{name}.mp4")
+
+
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
+def test_videos_that_hang_or_crash_cost_only_themselves(
+    make, bad_decoder, tokenizer, tmp_path, workers
+):
+    bad = ["outline-abort", "outline-hang", "read-abort", "read-hang"]
+    records = [record(f"{i}.mp4", f"Answer {i}.") for i in range(8)]
+    records += [record(bad_decoder(name)) for name in bad]
+    limits = {"max_bad_fraction": 1.0, "decode_timeout_s": 3}
+    batches = make(records, shuffle=False, workers=workers, **limits)
+    got = [a for b in take(batches, 10) for a in answers(b, tokenizer)]
+    assert got == [*(f"Answer {i}.<|im_end|>" for i in range(8)), "", ""] * 2
+    reasons = bad_decoders.listed(tmp_path / "bad_samples.0.jsonl")
+    assert sorted(reasons) == bad
+    for name, reason in reasons.items():
+        is_hang = name.endswith("hang")
+        assert ("data.decode_timeout_s=3" if is_hang else "was killed (SIGABRT)") in reason
+        assert "not tried again while this line is listed" in reason
+        assert bad_decoders.tries(bad_decoder(name)).count(name.split("-")[0]) == 1
+
+
+def test_restart_does_not_try_again_what_hung_or_crashed(make, bad_decoder, tmp_path):
+    """And goes on bit by bit, whichever stage was lost; a deleted line is tried again."""
+    bad = ["outline-exit", "read-exit"]
+    records = [record(f"{i}.mp4", f"Answer {i}.") for i in range(6)]
+    records += [record(bad_decoder(name)) for name in bad]
+    fields = {"max_bad_fraction": 1.0, "decode_timeout_s": 60}
+    straight = make(records, **fields)
+    take(straight, 4)  # the first pass ends within them
+    state = json.loads(json.dumps(straight.get_state()))
+    want = take(straight, 6)
+    assert sorted(bad_decoders.listed(tmp_path / "bad_samples.0.jsonl")) == bad
+
+    resumed = make(records, **{**fields, "decode_timeout_s": 50})
+    resumed.set_state(state)
+    assert_equal(take(resumed, 6), want)
+    tried = {name: bad_decoders.tries(bad_decoder(name)) for name in bad}
+    assert tried == {"outline-exit": ["outline"], "read-exit": ["outline", "read", "outline"]}
+    assert resumed.counts == straight.counts
+
+    (tmp_path / "bad_samples.0.jsonl").unlink()
+    take(make(records, **fields), 4)
+    assert bad_decoders.tries(bad_decoder("outline-exit")) == ["outline", "outline"]
+
+
+def test_processes_agree_on_what_any_of_them_lost(make, bad_decoder, tmp_path):
+    """Process 1 listed it; process 0 does not give it a place either."""
+    path = bad_decoder("outline-exit")
+    row = {"file": path, "reason": "died", "lost_in": "outline"}
+    (tmp_path / "bad_samples.1.jsonl").write_text(json.dumps(row) + '\n{"file": "torn')
+    records = [record(f"{i}.mp4") for i in range(7)] + [record(path)]
+    fields = {"batch": 4, "max_bad_fraction": 1.0, "decode_timeout_s": 60}
+    want = take(make(records[:7], **fields, shuffle=False), 1)
+    assert_equal(take(make(records, **fields, shuffle=False), 1), want)
+    take(make(records, **fields), 3)
+    assert bad_decoders.tries(path) == []
+    assert "died" in bad_decoders.listed(tmp_path / "bad_samples.0.jsonl")["outline-exit"]
+
+
+@pytest.mark.parametrize("stage", bad_decoders.STAGES)
+def test_any_exception_costs_its_sample_only(make, bad_decoder, tokenizer, tmp_path, stage):
+    errors = {f"{stage}-{name}": error for name, error in bad_decoders.ERRORS.items()}
+    records = [record(f"{i}.mp4", f"Answer {i}.") for i in range(5)]
+    records += [record(bad_decoder(name)) for name in errors]
+    batches = make(records, max_bad_fraction=1.0)
+    got = {a for b in take(batches, 12) for a in answers(b, tokenizer)}
+    assert got - {""} == {f"Answer {i}.<|im_end|>" for i in range(5)}
+    reasons = bad_decoders.listed(tmp_path / "bad_samples.0.jsonl")
+    assert reasons == {name: f"{type(e).__name__}: {e}" for name, e in errors.items()}
+
+
+def test_records_that_cannot_be_fetched_are_bad_samples(make, tmp_path, monkeypatch):
+    class Torn(sources.JsonSource):
+        def __getitem__(self, index):
+            if index == 1:
+                raise RuntimeError("record of a torn file")
+            return super().__getitem__(index)
+
+    monkeypatch.setattr(pipeline, "JsonSource", Torn)
+    take(make([record("0.mp4"), record("1.mp4")], max_bad_fraction=1.0), 3)
+    (row,) = listed(tmp_path)
+    assert row["file"] == "record 1 of data.source"
+    assert row["reason"] == "RuntimeError: record of a torn file"
+
+
+def test_video_that_decodes_to_another_size_than_it_promised_is_bad(make, tmp_path, monkeypatch):
+    promise = load.FrameReader.outline
+    monkeypatch.setattr(
+        load.FrameReader,
+        "outline",
+        lambda *args: promise(*args)._replace(frames=2),
+    )
+    take(make([record("0.mp4")], max_bad_fraction=1.0, fps=24.0), 2)
+    (row,) = listed(tmp_path)
+    assert re.search(r"decodes to .*vision=\d+.* but its headers promise .*vision=4", row["reason"])
+
+
+def test_spoilt_list_of_bad_samples_names_its_line(make, tmp_path):
+    (tmp_path / "bad_samples.0.jsonl").write_text('{"file": "a", "reason": "b"}\n{"file": "a"}\n')
+    with pytest.raises(UserError, match=r"bad_samples.0.jsonl:2: not a line of a list"):
+        make()
 
 
 @pytest.mark.parametrize(("low", "high"), [(3_136, 50_176), (50_176, 50_176), (784, 12_544)])

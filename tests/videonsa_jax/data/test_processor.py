@@ -7,7 +7,7 @@ import pytest
 
 from videonsa_jax.config.schema import PRESETS
 from videonsa_jax.data import processor
-from videonsa_jax.data.video import Frames
+from videonsa_jax.data.sampling import Frames
 
 CFG = PRESETS["qwen2_5_vl_7b"].vision
 LIMITS = {"min_pixels": 56 * 56, "max_pixels": 64 * 28 * 28}

@@ -10,7 +10,7 @@ from PIL import Image
 
 from videonsa_jax.data.errors import BadSample
 from videonsa_jax.data.references import image_reference, video_reference
-from videonsa_jax.data.video import SamplingRule
+from videonsa_jax.data.sampling import SamplingRule
 from videonsa_jax.data.visuals import FrameFiles, ImageFile, VideoFile
 
 ROOT = pathlib.Path("root")

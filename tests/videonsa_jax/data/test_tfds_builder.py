@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import json
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -11,8 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests import bad_decoders
 from videonsa_jax.config.schema import DataConfig
-from videonsa_jax.data import pipeline, tfds_builder
+from videonsa_jax.data import pipeline, references, tfds_builder
 from videonsa_jax.data.load import Loader
 from videonsa_jax.data.sources import JsonSource
 from videonsa_jax.errors import UserError
@@ -39,6 +41,7 @@ def data(tmp_path_factory, make_video, tokenizer_dir, write_jsonl) -> DataConfig
         batch=2,
         buckets=((64, 128),),
         threads=2,
+        decode_timeout_s=0,  # no decoder processes: they take a while to start
     )
 
 
@@ -99,6 +102,35 @@ def test_bad_and_unwanted_videos_are_left_out(data, model, tmp_path, write_jsonl
     assert counts == {"seen": 4, "bad": 1, "kept": 2}  # video 1 has 5.3 frames at 8 per second
     (row,) = (tmp_path / "out" / "bad_samples.jsonl").read_text().splitlines()
     assert json.loads(row) == {"file": f"{path.parent}/none.mp4", "reason": "no such file"}
+
+
+def test_videos_that_hang_crash_or_raise_are_listed_and_not_tried_again(
+    data, model, tmp_path, write_jsonl, monkeypatch
+):
+    monkeypatch.setattr(references, "VideoFile", bad_decoders.video_file)
+    path = pathlib.Path(data.source[0])
+    records = [json.loads(line) for line in path.read_text().splitlines()][:2]
+    bad = ["outline-abort", "read-hang", "read-memory"]
+    records += [{**records[0], "video": str(tmp_path / f"{name}.mp4")} for name in bad]
+    chosen = dataclasses.replace(
+        data,
+        source=(str(write_jsonl(tmp_path / "d.jsonl", records)),),
+        video_root=str(path.parent),
+        decode_timeout_s=3,
+        max_bad_fraction=1.0,
+    )
+    out = tmp_path / "out"
+    assert prepare(chosen, model, out) == {"seen": 5, "bad": 3, "kept": 2}
+    reasons = bad_decoders.listed(out / "bad_samples.jsonl")
+    assert sorted(reasons) == bad
+    assert "was killed (SIGABRT)" in reasons["outline-abort"]
+    assert "took longer than data.decode_timeout_s=3" in reasons["read-hang"]
+    assert reasons["read-memory"] == "MemoryError: picture of 9 GiB"
+
+    shutil.rmtree(out / "video_chat")  # as an interrupted call leaves it
+    assert prepare(chosen, model, out) == {"seen": 5, "bad": 3, "kept": 2}
+    tried = [bad_decoders.tries(tmp_path / f"{name}.mp4") for name in bad]
+    assert tried == [["outline"], ["outline", "read", "outline"], ["outline", "read"] * 2]
 
 
 def test_existing_and_absent_folders_are_refused(data, model, tmp_path):

@@ -6,10 +6,12 @@ import json
 import numpy as np
 import pytest
 
-from tests import examiners
+from tests import bad_decoders, examiners
 from videonsa_jax.config.schema import EvalConfig
+from videonsa_jax.data import references
 from videonsa_jax.errors import UserError
 from videonsa_jax.evaluation import tasks
+from videonsa_jax.evaluation.results import ResultFile
 from videonsa_jax.evaluation.runner import Examiner, evaluate
 
 COUNT = 10  # groups of 4, 4 and 2
@@ -126,6 +128,61 @@ def test_unusable_samples_are_rows_that_count_as_wrong(examiner, questions, tmp_
     assert errors[3] is None
     assert "text slots" in errors[4]
     assert all("\n" not in error for error in errors if error)
+
+
+def test_videos_that_hang_crash_or_raise_count_as_wrong_and_are_not_tried_again(
+    examiner, questions, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(references, "VideoFile", bad_decoders.video_file)
+    bad = ["read-abort", "read-hang", "read-disk"]
+    videos = [str(tmp_path / f"{name}.mp4") for name in bad]
+    asked = [
+        dataclasses.replace(q, record={**q.record, "video": video})
+        for q, video in zip(questions, videos, strict=False)
+    ] + list(questions[3:5])
+    limited = dataclasses.replace(
+        examiner, data=dataclasses.replace(examiner.data, decode_timeout_s=3)
+    )
+    out = tmp_path / "out"
+    summary = evaluate(limited, asked, task="needle", out=out)
+    assert (summary["n"], summary["n_failed"]) == (5, 3)
+    errors = [row.get("error") for row in rows_of(out)]
+    assert errors[3:] == [None, None]
+    for error, part in zip(
+        errors, ("SIGABRT", "data.decode_timeout_s=3", "OSError: "), strict=False
+    ):
+        assert part in error
+    assert sorted(bad_decoders.listed(out / "bad_samples.jsonl")) == sorted(bad)
+
+    (out / "needle.jsonl").unlink()
+    again = evaluate(limited, asked, task="needle", out=out)
+    assert again["accuracy"] == summary["accuracy"]
+    assert [row.get("error") for row in rows_of(out)] == errors
+    assert [bad_decoders.tries(v) for v in videos] == [["read"], ["read"], ["read", "read"]]
+
+
+def test_text_that_is_no_unicode_costs_its_question_only(examiner, questions, tmp_path):
+    video = {**questions[0].record, "video": "\ud800.mp4"}
+    turn = {"from": "human", "value": "<video>\n\ud800"}
+    text = {**questions[1].record, "conversations": [turn]}
+    asked = [
+        dataclasses.replace(questions[0], record=video),
+        dataclasses.replace(questions[1], record=text),
+        questions[2],
+    ]
+    summary = evaluate(examiner, asked, task="needle", out=tmp_path)
+    assert summary["n_failed"] == 2
+    assert [row["id"] for row in rows_of(tmp_path)] == [q.id for q in asked]
+    assert evaluate(examiner, asked, task="needle", out=tmp_path)["n"] == 3
+
+
+def test_full_disk_ends_the_evaluation(examiner, questions, tmp_path, monkeypatch):
+    def append(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(ResultFile, "append", append)
+    with pytest.raises(OSError, match="No space left"):
+        evaluate(examiner, questions[:1], task="needle", out=tmp_path)
 
 
 def test_rows_of_other_settings_are_refused(whole, examiner, questions):
