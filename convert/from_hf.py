@@ -3,7 +3,6 @@
 import argparse
 import pathlib
 import shutil
-import typing
 from collections.abc import Iterator
 
 import numpy as np
@@ -23,8 +22,9 @@ from convert.layout import Box, Param
 from convert.manifest import Hashes, Manifest, Record
 from convert.matching import DTYPES, Match
 from convert.orbax_stream import Index, LazyArray
-from videonsa_jax.config.schema import AttentionMode, ModelConfig
+from videonsa_jax.config.schema import ModelConfig
 from videonsa_jax.errors import UserError
+from videonsa_jax.model.attention_modes import ATTENTION
 from videonsa_jax.progress import Progress
 
 CARRIED = "hf"  # folder in a converted checkpoint: config, tokenizer, processor of the source
@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--attention",
-        choices=typing.get_args(AttentionMode),
+        choices=sorted(ATTENTION),
         help="of the stored config; default: released for VideoNSA, paper for Qwen2.5-VL",
     )
     parser.add_argument("--seed", type=int, default=0, help="of gates that the source lacks")

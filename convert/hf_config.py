@@ -9,7 +9,6 @@ from typing import Any, Literal
 
 from convert.json_section import Section
 from videonsa_jax.config.schema import (
-    AttentionMode,
     ModelConfig,
     NSAConfig,
     PositionAdvance,
@@ -113,7 +112,7 @@ def is_videonsa(config: Mapping[str, Any]) -> bool:
     return _architecture(config) == "videonsa"
 
 
-def from_hf(config: Mapping[str, Any], *, attention: AttentionMode | None = None) -> ModelConfig:
+def from_hf(config: Mapping[str, Any], *, attention: str | None = None) -> ModelConfig:
     """The model that a config.json describes.
 
     Args:

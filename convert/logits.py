@@ -4,7 +4,6 @@ import argparse
 import dataclasses
 import os
 import pathlib
-import typing
 import zipfile
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,9 +13,10 @@ import numpy as np
 from flax import nnx
 
 from videonsa_jax.batch import Batch
-from videonsa_jax.config.schema import AttentionMode, ComputeConfig, ModelConfig
+from videonsa_jax.config.schema import ComputeConfig, ModelConfig
 from videonsa_jax.data import hf_inputs, pack
 from videonsa_jax.errors import UserError
+from videonsa_jax.model.attention_modes import ATTENTION
 from videonsa_jax.model.model import VideoNSA
 from videonsa_jax.training import checkpoint
 
@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--attention",
-        choices=typing.get_args(AttentionMode),
+        choices=sorted(ATTENTION),
         help="default: what the checkpoint's config says",
     )
 

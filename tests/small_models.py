@@ -13,7 +13,6 @@ from flax import nnx
 
 from videonsa_jax.batch import Batch
 from videonsa_jax.config.schema import (
-    AttentionMode,
     ComputeConfig,
     ModelConfig,
     NSAConfig,
@@ -34,7 +33,7 @@ def config(
     heads: int = 4,
     kv_heads: int = 2,
     tied: bool = False,
-    attention: AttentionMode = "dense",
+    attention: str = "dense",
     nsa: NSAConfig = NSAConfig(block_size=4, block_count=2, window_size=6),  # noqa: B008 (frozen)
 ) -> ModelConfig:
     """Two decoder layers and three vision layers, one of them full attention."""

@@ -1,7 +1,6 @@
 """`python -m convert logits` computes what the model computes, in the inputs' own layout."""
 
 import argparse
-import typing
 
 import jax
 import jax.numpy as jnp
@@ -11,14 +10,14 @@ import pytest
 from convert import logits
 from tests import small_models
 from tests.small_models import IMAGE, VIDEO, VOCAB, Vision
-from videonsa_jax.config.schema import AttentionMode
 from videonsa_jax.data import hf_inputs
 from videonsa_jax.errors import UserError
+from videonsa_jax.model.attention_modes import ATTENTION
 from videonsa_jax.training import checkpoint
 
 CLIP, PHOTO = Vision((3, 6, 10), seconds=1.5), Vision((1, 10, 6), is_video=False)
 PROMPTS = [[5, CLIP, 4], [9], [2, PHOTO, 1, PHOTO, 3]]
-MODES = typing.get_args(AttentionMode)
+MODES = sorted(ATTENTION)
 CFG = small_models.config(heads=6, kv_heads=2, attention="paper")
 
 

@@ -11,7 +11,7 @@ from pallas_kernels import BlockSet
 from videonsa_jax.batch import Batch
 from videonsa_jax.config.schema import ComputeConfig
 from videonsa_jax.errors import UserError
-from videonsa_jax.model.attention import Places, Streams
+from videonsa_jax.model.attention import AttentionMetadata, Streams
 from videonsa_jax.model.model import VideoNSA
 from videonsa_jax.model.nsa import selected_blocks
 
@@ -35,34 +35,34 @@ def layers(model: VideoNSA, batch: Batch) -> Iterator[Decisions]:
             "use --config.model.attention=paper"
         )
     graphdef, params = nnx.split(model)
-    x, places = _begin(graphdef, params, batch)
+    x, metadata = _begin(graphdef, params, batch)
     layer_graphdef, stacked = nnx.split(model.text.layers)
     for index in range(model.cfg.text.num_layers):
         layer = jax.tree.map(lambda stack, index=index: stack[index], stacked)
-        x, decisions = _layer(layer_graphdef, layer, x, places, model.compute)
+        x, decisions = _layer(layer_graphdef, layer, x, metadata, model.compute)
         yield decisions
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _begin(graphdef, params, batch: Batch) -> tuple[Streams, Places]:
+def _begin(graphdef, params, batch: Batch) -> tuple[Streams, AttentionMetadata]:
     model = nnx.merge(graphdef, params)
-    return model.text.embedded(model.vision(batch), batch), model.text.places(batch, None)
+    return model.text.embedded(model.vision(batch), batch), model.text.metadata(batch, None)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 4))
 def _layer(
-    graphdef, params, x: Streams, places: Places, compute: ComputeConfig
+    graphdef, params, x: Streams, metadata: AttentionMetadata, compute: ComputeConfig
 ) -> tuple[Streams, Decisions]:
     layer = nnx.merge(graphdef, params)
     normed = jax.tree.map(layer.attn_norm, x)
-    queries, keys, _ = layer.attn.project(normed, places.angles)
+    queries, keys, _ = layer.attn.project(normed, metadata.angles)
     blocks = selected_blocks(
         queries.vision,
         keys.vision,
-        segments=places.vision_segment,
+        segments=metadata.vision_segment,
         cfg=layer.cfg,
         implementation=compute.implementation,
     )
     gates = layer.gates(normed.vision)
-    x, _ = layer(x, places, None, 0, compute)
+    x, _ = layer(x, metadata, None, 0, compute)
     return x, Decisions(gates, blocks)

@@ -7,7 +7,9 @@ needed, and not counted.
 
 import dataclasses
 
-from videonsa_jax.config.schema import ModelConfig, NSAConfig, TextConfig
+from videonsa_jax.config.schema import ModelConfig, TextConfig
+from videonsa_jax.model.attention import causal_pairs
+from videonsa_jax.model.attention_modes import mode_of
 
 BACKWARD = 2  # a product has two gradients, each a product of the same size
 
@@ -50,37 +52,17 @@ def row_flops(
       frame_patches: of one frame pair, which full-attention layers of the tower attend within.
     """
     text, layers = cfg.text, cfg.text.num_layers
-    gates = 0 if cfg.attention == "dense" else _gate_weights(text)
+    mode = mode_of(cfg)
+    gates = _gate_weights(text) if mode.needs_gates else 0
     linear = _layer_weights(text) * (vision_tokens + text_tokens) + gates * vision_tokens
-    pairs = _causal_pairs(vision_tokens + text_tokens) - _causal_pairs(vision_tokens)
-    if cfg.attention == "dense":
-        pairs += _causal_pairs(vision_tokens)
-    else:
-        pairs += sparse_pairs(cfg.nsa, vision_tokens)
+    pairs = causal_pairs(vision_tokens + text_tokens) - causal_pairs(vision_tokens)
+    pairs += mode.vision_pairs(cfg, vision_tokens)
     return RowFlops(
         tower=_tower(cfg, vision_tokens * cfg.vision.merge_size**2, frame_patches),
         linear=2.0 * layers * linear,
         attention=4.0 * layers * pairs * text.num_heads * text.head_dim,
         head=2.0 * text_tokens * text.d_model * text.vocab_size,
     )
-
-
-def sparse_pairs(nsa: NSAConfig, tokens: int) -> float:
-    """Pairs of a query with block means, selected keys and nearby keys (arXiv:2510.02295 2.2)."""
-    block = nsa.block_size
-    compressed = block * _causal_pairs(tokens // block - 1) + tokens % block * (tokens // block)
-    compressed += tokens // block  # the query that ends a block sees it
-    first = min(nsa.block_count * block, tokens)  # these queries see everything before them
-    own = block / 2  # keys of the query's own block, on average
-    selected = _causal_pairs(first) + (tokens - first) * ((nsa.block_count - 1) * block + own + 0.5)
-    near = min(nsa.window_size, tokens)
-    window = _causal_pairs(near) + (tokens - near) * near
-    return compressed + selected + window
-
-
-def _causal_pairs(tokens: int) -> float:
-    """Each of them with itself and all before it."""
-    return tokens * (tokens + 1) / 2
 
 
 def _layer_weights(text: TextConfig) -> int:

@@ -156,6 +156,8 @@ def _convert(hint: Any, value: Any, path: str, base: Any = None) -> Any:
         return value if isinstance(value, hint) else build(hint, value, path, base)
     if origin in (types.UnionType, typing.Union):
         return _convert_union(args, value, path, base)
+    if origin is tuple and isinstance(value, Mapping):
+        value = sorted(value.items())
     if origin is tuple and isinstance(value, list | tuple):
         items = args[:1] * len(value) if args[1:] == (...,) else args
         if len(items) == len(value):

@@ -3,7 +3,6 @@
 import dataclasses
 from typing import Literal
 
-AttentionMode = Literal["paper", "dense", "released"]
 PositionAdvance = Literal["all_axes", "spatial"]
 
 # Sizes that are fixed in the released code.
@@ -136,7 +135,9 @@ class ModelConfig:
     text: TextConfig
     vision: VisionConfig
     nsa: NSAConfig = NSAConfig()
-    attention: AttentionMode = "paper"
+    attention: str = "paper"  # a name in `videonsa_jax.model.attention_modes.ATTENTION`
+    # What the mode of attention lets one choose; in a config file a dict.
+    attention_options: tuple[tuple[str, int | float | bool | str], ...] = ()
     released: ReleasedConfig = ReleasedConfig()  # read where attention is "released"
     lora: LoRAConfig = LoRAConfig()
     image_token_id: int = 151_655

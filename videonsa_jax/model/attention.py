@@ -5,7 +5,7 @@ Query head i reads KV head i // g, g = query heads per KV head.
 
 import dataclasses
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,8 +14,6 @@ from flax import nnx
 from pallas_kernels import dense_attention
 from videonsa_jax.config.schema import LoRAConfig, ModelConfig, TextConfig
 from videonsa_jax.model.layers import Adapter, Linear
-from videonsa_jax.model.nsa import vision_attention
-from videonsa_jax.model.released.layout import Layout
 from videonsa_jax.model.rope import rotate
 
 
@@ -31,7 +29,7 @@ class Streams(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Places:
+class AttentionMetadata:
     """Where the tokens are, the same for all layers."""
 
     angles: Streams  # f32[b . h/2] rotary angles
@@ -39,11 +37,13 @@ class Places:
     start: Streams  # i32[b .] order of the sequence's first token
     vision_segment: jax.Array  # i32[b r]; -1 at padding
     key_order: jax.Array  # i32[b t] order of every key; -1 where there is none
-    released: Layout | None = None  # in released mode
+    layout: Any = None  # [b ...] what else the mode of attention needs, see `AttentionMode`
 
 
 jax.tree_util.register_dataclass(
-    Places, data_fields=[f.name for f in dataclasses.fields(Places)], meta_fields=[]
+    AttentionMetadata,
+    data_fields=[field.name for field in dataclasses.fields(AttentionMetadata)],
+    meta_fields=[],
 )
 
 
@@ -76,52 +76,40 @@ def attend(
     keys: Streams,
     values: Streams,
     *,
-    context: tuple[jax.Array, jax.Array],
+    cached_kv: tuple[jax.Array, jax.Array],
     gates: jax.Array | None,
-    places: Places,
+    metadata: AttentionMetadata,
     cfg: ModelConfig,
     implementation: str | None,
 ) -> Streams:
-    """Text attends to everything before it; vision likewise, or sparsely to vision alone.
+    """Dense: text and vision attend to everything before them.
 
     Args:
       queries: f[b . n h].
       keys: f[b . k h] of the tokens at hand.
       values: f[b . k h].
-      context: keys and values f[b t k h] that dense attention sees, in the order of
-        `places.key_order`: those at hand and, in decoding, all earlier ones.
-      gates: f32[b r n 3]; None in dense mode.
-      places: order, start and segment of every token.
-      cfg: the attention mode and the sizes of sparse attention.
+      cached_kv: keys and values f[b t k h] that dense attention sees, in the order of
+        `metadata.key_order`: those at hand and, in decoding, all earlier ones.
+      gates: f32[b r n 3] of the branches of sparse attention; None in modes without gates.
+      metadata: order, start and segment of every token.
+      cfg: sizes of the model.
       implementation: see `pallas_kernels`.
 
     Returns:
       f[b . n h].
     """
-
-    dense = dense_over(context, places, implementation)
-    text = dense(queries.text, places.order.text, places.start.text)
+    del keys, values, gates, cfg
+    dense = dense_over(cached_kv, metadata, implementation)
+    text = dense(queries.text, metadata.order.text, metadata.start.text)
     if queries.vision.shape[1] == 0:
         return Streams(queries.vision, text)
-    if gates is None:
-        vision = dense(queries.vision, places.order.vision, places.start.vision)
-    else:
-        vision = vision_attention(
-            queries.vision,
-            keys.vision,
-            values.vision,
-            gates,
-            segments=places.vision_segment,
-            cfg=cfg,
-            implementation=implementation,
-        )
-    return Streams(vision, text)
+    return Streams(dense(queries.vision, metadata.order.vision, metadata.start.vision), text)
 
 
 def dense_over(
-    context: tuple[jax.Array, jax.Array], places: Places, implementation: str | None
+    cached_kv: tuple[jax.Array, jax.Array], metadata: AttentionMetadata, implementation: str | None
 ) -> Callable[[jax.Array, jax.Array, jax.Array], jax.Array]:
-    """Attention of queries f[b s n h], with their order and start i32[b s], over all of `context`.
+    """Attention of queries f[b s n h] with order and start i32[b s] over all of `cached_kv`.
 
     The arguments are those of `attend`.
     """
@@ -129,11 +117,16 @@ def dense_over(
     def dense(queries, order, start):
         return dense_attention(
             queries,
-            *context,
+            *cached_kv,
             start=start,
             query_pos=order,
-            key_pos=places.key_order,
+            key_pos=metadata.key_order,
             implementation=implementation,
         )
 
     return dense
+
+
+def causal_pairs(tokens: int) -> float:
+    """Query-key pairs where each of `tokens` sees itself and all before it."""
+    return tokens * (tokens + 1) / 2

@@ -8,7 +8,7 @@ import jax
 
 from pallas_kernels import DeviceAxis, ShardBranches, combine, nsa_shard_branches, sharded
 from videonsa_jax.config.schema import ModelConfig
-from videonsa_jax.model.attention import Places, Streams, dense_over
+from videonsa_jax.model.attention import AttentionMetadata, Streams, dense_over
 from videonsa_jax.model.nsa import sparse_spec
 
 
@@ -26,9 +26,9 @@ def attend(
     keys: Streams,
     values: Streams,
     *,
-    context: tuple[jax.Array, jax.Array] | None,
+    cached_kv: tuple[jax.Array, jax.Array] | None,
     gates: jax.Array | None,
-    places: Places,
+    metadata: AttentionMetadata,
     cfg: ModelConfig,
     shards: Shards,
 ) -> Streams:
@@ -38,9 +38,9 @@ def attend(
       queries: f[b . n h].
       keys: f[b . k h] of the same tokens.
       values: f[b . k h].
-      context: whole on every device, as is the text stream then; None: all devices' keys at hand.
-      gates: f32[b r n 3]; None in dense mode.
-      places: order and start of these tokens; segment and key order of all devices'.
+      cached_kv: whole on every device, as is the text stream then; None: all devices' keys at hand.
+      gates: f32[b r n 3] of the paper's attention of vision; None: dense.
+      metadata: order and start of these tokens; segment and key order of all devices'.
       cfg: as in `attention.attend`.
       shards: what the devices share.
 
@@ -56,17 +56,17 @@ def attend(
             *(x.vision for x in (queries, keys, values)),
             spec=sparse_spec(cfg),
             axis=shards.axis,
-            segment_ids=places.vision_segment,
+            segment_ids=metadata.vision_segment,
             implementation=implementation,
         )
-    if context is None:
+    if cached_kv is None:
         streams = tuple(zip(keys, values, strict=True))
-        vision, text = over_all(tuple(queries), streams, _readers(sparse, places))
+        vision, text = over_all(tuple(queries), streams, _readers(sparse, metadata))
     else:
-        dense = dense_over(context, places, implementation)
-        text = dense(queries.text, places.order.text, places.start.text)
+        dense = dense_over(cached_kv, metadata, implementation)
+        text = dense(queries.text, metadata.order.text, metadata.start.text)
         if sparse is None:
-            vision = dense(queries.vision, places.order.vision, places.start.vision)
+            vision = dense(queries.vision, metadata.order.vision, metadata.start.vision)
         else:
             stream, reader = (keys.vision, values.vision), _selected(sparse)
             (vision,) = over_all((queries.vision,), (stream,), (reader,))
@@ -79,12 +79,12 @@ def _selected(sparse: ShardBranches) -> sharded.Selected:
     return sharded.Selected(sparse.blocks, sparse.pos)
 
 
-def _readers(sparse: ShardBranches | None, places: Places) -> tuple:
+def _readers(sparse: ShardBranches | None, metadata: AttentionMetadata) -> tuple:
     """What vision queries and what text queries see of all devices' keys."""
-    slots = places.vision_segment.shape[1]
-    key_pos = places.key_order[:, :slots], places.key_order[:, slots:]
+    slots = metadata.vision_segment.shape[1]
+    key_pos = metadata.key_order[:, :slots], metadata.key_order[:, slots:]
     vision, text = (
         sharded.Dense(start, order, key_pos)
-        for start, order in zip(places.start, places.order, strict=True)
+        for start, order in zip(metadata.start, metadata.order, strict=True)
     )
     return (vision if sparse is None else _selected(sparse)), text

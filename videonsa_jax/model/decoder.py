@@ -9,13 +9,11 @@ from flax import nnx
 
 from videonsa_jax.batch import Batch, Cache
 from videonsa_jax.config.schema import ComputeConfig, ModelConfig, PositionAdvance
-from videonsa_jax.model import attention, context_parallel
-from videonsa_jax.model.attention import Attention, Places, Streams
+from videonsa_jax.model.attention import Attention, AttentionMetadata, Streams
+from videonsa_jax.model.attention_modes import mode_of
 from videonsa_jax.model.context_parallel import Shards
 from videonsa_jax.model.gates import BranchGates
 from videonsa_jax.model.layers import Embedding, Linear, RMSNorm, SwiGLU, scan_layers
-from videonsa_jax.model.released import attention as released
-from videonsa_jax.model.released.layout import plan
 from videonsa_jax.model.rope import mrope_angles
 from videonsa_jax.sharding.rules import Rules
 
@@ -28,7 +26,7 @@ class DecoderLayer(nnx.Module):
         self.cfg, self.rules = cfg, rules
         self.attn_norm = RMSNorm(text.d_model, eps=text.norm_eps, layers=layers)
         self.attn = Attention(text, layers=layers, lora=cfg.lora, rngs=rngs)
-        self.gates = BranchGates(cfg, layers=layers, rngs=rngs)  # unused in dense mode
+        self.gates = BranchGates(cfg, layers=layers, rngs=rngs)  # unused in modes without gates
         self.mlp_norm = RMSNorm(text.d_model, eps=text.norm_eps, layers=layers)
         self.mlp = SwiGLU(
             text.d_model, text.d_ff, bias=False, layers=layers, lora=cfg.lora, rngs=rngs
@@ -37,20 +35,20 @@ class DecoderLayer(nnx.Module):
     def __call__(
         self,
         x: Streams,
-        places: Places,
+        metadata: AttentionMetadata,
         cache: Cache | None,
         layer: jax.Array,
         compute: ComputeConfig,
     ) -> tuple[Streams, Cache | None]:
         """f[b . d] -> f[b . d]; `cache` gets the keys and values of layer number `layer`."""
         normed = jax.tree.map(self.attn_norm, x)
-        queries, keys, values = self.attn.project(normed, places.angles)
-        context = None
+        queries, keys, values = self.attn.project(normed, metadata.angles)
+        cached_kv = None
         if cache is not None:
-            cache, context = _store(cache, layer, keys.joined(), values.joined())
-        gates = None if self.cfg.attention == "dense" else self.gates(normed.vision)
+            cache, cached_kv = _store(cache, layer, keys.joined(), values.joined())
+        gates = self.gates(normed.vision) if mode_of(self.cfg).needs_gates else None
         mix = self._mix(compute, has_vision=x.vision.shape[1] > 0, has_cache=cache is not None)
-        mixed = mix(queries, keys, values, context, gates, places)
+        mixed = mix(queries, keys, values, cached_kv, gates, metadata)
         x = jax.tree.map(lambda x, mixed: x + self.attn.o(mixed), x, mixed)
         return jax.tree.map(lambda x: x + self.mlp(self.mlp_norm(x)), x), cache
 
@@ -58,27 +56,25 @@ class DecoderLayer(nnx.Module):
         self, compute: ComputeConfig, *, has_vision: bool, has_cache: bool
     ) -> Callable[..., Streams]:
         """Attention of the layer, each device on its own rows, heads and part of the sequence."""
-        cfg, rules = self.cfg, self.rules
-        is_released = cfg.attention == "released"
-        # Released heads read other KV heads than their own, so they cannot be split; its attention
-        # runs over the joined streams. Text alone is decoding.
-        whole_heads = is_released or rules.act_heads != rules.kv_heads
-        axis = rules.devices("seq") if has_vision and not is_released else None
+        cfg, rules, mode = self.cfg, self.rules, mode_of(self.cfg)
+        whole_heads = not mode.splits_heads or rules.act_heads != rules.kv_heads
+        # Text alone is decoding.
+        axis = rules.devices("seq") if has_vision and mode.attend_shard else None
         seq = _split(has_cache=has_cache) if axis else Streams(None, None)
         heads = (None, None) if whole_heads else ("act_heads", "kv_heads")
         queries, keys = (Streams(*(("batch", x, head) for x in seq)) for head in heads)
         stored, gates = ("batch", None, heads[1]), queries.vision
-        in_axes = (queries, keys, keys, stored, gates, _place_axes(seq))
+        in_axes = (queries, keys, keys, stored, gates, _metadata_axes(seq))
 
-        def mix(queries, keys, values, context, gates, places):
-            inputs = {"context": context, "gates": gates, "places": places, "cfg": cfg}
+        def mix(queries, keys, values, cached_kv, gates, metadata):
+            inputs = {"cached_kv": cached_kv, "gates": gates, "metadata": metadata, "cfg": cfg}
+            implementation = compute.implementation
             if axis is not None:
-                shards = Shards(axis, compute.cp_mode, compute.implementation)
-                return context_parallel.attend(queries, keys, values, **inputs, shards=shards)
-            if context is None:
-                inputs["context"] = keys.joined(), values.joined()
-            attend = released.attend if is_released else attention.attend
-            return attend(queries, keys, values, **inputs, implementation=compute.implementation)
+                shards = Shards(axis, compute.cp_mode, implementation)
+                return mode.attend_shard(queries, keys, values, **inputs, shards=shards)
+            if cached_kv is None:
+                inputs["cached_kv"] = keys.joined(), values.joined()
+            return mode.attend(queries, keys, values, **inputs, implementation=implementation)
 
         return rules.shard_op(mix, in_axes, queries)
 
@@ -90,11 +86,13 @@ def _split(*, has_cache: bool) -> Streams:
     return Streams("seq", None if has_cache else "seq")
 
 
-def _place_axes(seq: Streams) -> Places:
-    """Logical axes of `Places`: of the queries' as theirs, of the keys' for all keys."""
+def _metadata_axes(seq: Streams) -> AttentionMetadata:
+    """Logical axes of `AttentionMetadata`: of the queries' as theirs, of the keys' for all keys."""
     queries = Streams(*(("batch", axis) for axis in seq))
     keys = ("batch",)
-    return Places(queries, queries, queries, vision_segment=keys, key_order=keys, released=keys)
+    return AttentionMetadata(
+        queries, queries, queries, vision_segment=keys, key_order=keys, layout=keys
+    )
 
 
 def _store(cache: Cache, layer: jax.Array, keys: jax.Array, values: jax.Array):
@@ -131,12 +129,12 @@ class TextDecoder(nnx.Module):
         if cache is not None:
             positions = Streams(batch.vision_positions, batch.text_positions)
             cache = _advance(cache, order, positions, self.cfg.position_advance)
-        places = self.places(batch, cache)
+        metadata = self.metadata(batch, cache)
 
         def layer(module, carry, index):
             x, cache = carry
             x = Streams(*(self._pinned(x, axis) for x, axis in zip(x, seq, strict=True)))
-            return module(x, places, cache, index, self.compute)
+            return module(x, metadata, cache, index, self.compute)
 
         index = jnp.arange(self.cfg.text.num_layers)
         x, cache = scan_layers(self.layers, layer, (x, cache), index, remat=self.compute.remat)
@@ -158,15 +156,15 @@ class TextDecoder(nnx.Module):
 
         return Streams(vision, self.rules.lookup(table, batch.text_tokens, "batch", seq.text))
 
-    def places(self, batch: Batch, cache: Cache | None) -> Places:
+    def metadata(self, batch: Batch, cache: Cache | None) -> AttentionMetadata:
         """Where the batch's tokens are; `cache`, if any, has them entered."""
         order = Streams(batch.vision_order, batch.text_order)
-        released = None
-        if self.cfg.attention == "released":
+        layout, make_layout = None, mode_of(self.cfg).layout
+        if make_layout is not None:
             positions = Streams(batch.vision_positions, batch.text_positions)
             vision_slots = batch.vision_order.shape[1]
-            released = plan(order.joined(), positions.joined(), vision_slots, self.cfg)
-        return Places(
+            layout = make_layout(order.joined(), positions.joined(), vision_slots, self.cfg)
+        return AttentionMetadata(
             angles=Streams(
                 self._angles(batch.vision_positions), self._angles(batch.text_positions)
             ),
@@ -174,7 +172,7 @@ class TextDecoder(nnx.Module):
             start=Streams(batch.vision_start, batch.text_start),
             vision_segment=batch.vision_segment,
             key_order=order.joined() if cache is None else cache.key_order,
-            released=released,
+            layout=layout,
         )
 
     def logits(self, hidden: jax.Array) -> jax.Array:

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from flax import nnx, traverse_util
 
-from videonsa_jax.aot.flops import row_flops, sparse_pairs
+from videonsa_jax.aot.flops import row_flops
 from videonsa_jax.config.schema import PRESETS, ComputeConfig, NSAConfig
 from videonsa_jax.model.model import VideoNSA
+from videonsa_jax.model.nsa import sparse_pairs
 
 SHAPE = {"vision_tokens": 192, "text_tokens": 40, "frame_patches": 64}
 

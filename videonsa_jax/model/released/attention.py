@@ -18,7 +18,7 @@ from pallas_kernels import (
     window_attention,
 )
 from videonsa_jax.config.schema import ModelConfig
-from videonsa_jax.model.attention import Places, Streams, dense_over
+from videonsa_jax.model.attention import AttentionMetadata, Streams, dense_over
 from videonsa_jax.model.released import means, selection
 from videonsa_jax.model.released.heads import Heads
 from videonsa_jax.model.released.layout import Layout, in_order, take
@@ -38,23 +38,23 @@ def attend(
     keys: Streams,
     values: Streams,
     *,
-    context: tuple[jax.Array, jax.Array],
+    cached_kv: tuple[jax.Array, jax.Array],
     gates: jax.Array,
-    places: Places,
+    metadata: AttentionMetadata,
     cfg: ModelConfig,
     implementation: str | None,
 ) -> Streams:
-    """As `videonsa_jax.model.attention.attend`, with `places.released` and one sequence per row.
+    """As `videonsa_jax.model.attention.attend`, with `metadata.layout` and one sequence per row.
 
     A step without vision tokens, so each step of decoding, is dense attention alone.
     """
 
-    dense = dense_over(context, places, implementation)
-    text = dense(queries.text, places.order.text, places.start.text)
+    dense = dense_over(cached_kv, metadata, implementation)
+    text = dense(queries.text, metadata.order.text, metadata.start.text)
     seen = queries.vision.shape[1]
     if seen == 0:
         return Streams(queries.vision, text)
-    layout, switches = places.released, cfg.released
+    layout, switches = metadata.layout, cfg.released
     is_vision = layout.vision[:, :seen, None, None]
     sparse = Sparse(sparse_keys(keys, values, layout, cfg), layout, cfg, implementation)
     scored = sparse.score(queries.vision)
@@ -65,8 +65,8 @@ def attend(
         mean = means.so_far(values.joined(), layout.rank, layout.rank[:, :seen], queries.vision)
         vision += jnp.where(is_vision, mean, 0)
     if switches.split_by_positions:
-        order = jnp.where(layout.vision[:, :seen], -1, places.order.vision)
-        vision += _few(dense, queries.vision, order, places.start.vision)
+        order = jnp.where(layout.vision[:, :seen], -1, metadata.order.vision)
+        vision += _few(dense, queries.vision, order, metadata.start.vision)
     return Streams(vision, text + sparse_text)
 
 

@@ -20,7 +20,7 @@ from videonsa_jax.config.schema import (
     TextConfig,
     VisionConfig,
 )
-from videonsa_jax.model.attention import Places, Streams
+from videonsa_jax.model.attention import AttentionMetadata, Streams
 from videonsa_jax.model.released.attention import Sparse, attend, sparse_keys
 from videonsa_jax.model.released.layout import plan
 
@@ -91,10 +91,10 @@ def _layer(q, k, v, gates, order, positions, cfg):
     joined = order.joined()
     layout = plan(joined, positions.joined(), order.vision.shape[1], cfg)
     starts = Streams(*(jnp.where(x < 0, 2**30, 0) for x in order))
-    places = Places(None, order, starts, None, joined, layout)
-    context = (k.joined(), v.joined())
+    metadata = AttentionMetadata(None, order, starts, None, joined, layout)
+    cached_kv = (k.joined(), v.joined())
     how = {"cfg": cfg, "implementation": "xla"}
-    out = attend(q, k, v, context=context, gates=gates, places=places, **how)
+    out = attend(q, k, v, cached_kv=cached_kv, gates=gates, metadata=metadata, **how)
     sparse = Sparse(sparse_keys(k, v, layout, cfg), layout, **how)
     scored = sparse.score(q.vision)
     return out, scored.blocks, sparse.text(scored), sparse.vision(scored, gates)
