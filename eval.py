@@ -71,8 +71,8 @@ def run(
     questions = {task: setup.load_questions(cfg, task, limit) for task in tasks}
     mesh = meshes.make_mesh(cfg.mesh, devices)
     with jax.set_mesh(mesh):
-        examiner = setup.open_examiner(cfg, checkpoint, mesh, blind=blind)
-        return [evaluate(examiner, questions[task], task=task, out=out) for task in tasks]
+        evaluator = setup.open_evaluator(cfg, checkpoint, mesh, blind=blind)
+        return [evaluate(evaluator, questions[task], task=task, out=out) for task in tasks]
 
 
 def describe(summary: dict[str, Any]) -> str:

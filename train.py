@@ -160,9 +160,9 @@ def run(
         first, last = int(state.step), cfg.train.steps
         active = jax.process_index() == 0
         with (
-            metrics.Report(workdir, first, last, active=active) as report,
-            profiling.Window(workdir, cfg.train.profile) as profile,
-            preemption.Notice() as notice,
+            metrics.TrainLogger(workdir, first, last, active=active) as report,
+            profiling.StepProfiler(workdir, cfg.train.profile) as profile,
+            preemption.PreemptionHandler() as preempted_by,
         ):
             size = sum(x.size for x in jax.tree.leaves(state.params))
             where = f"{mesh.size} {jax.default_backend()} device(s)"
@@ -177,10 +177,10 @@ def run(
                 with profile.step(step), report.timed("step"):
                     state, scalars = step_fn(state, batch)
                     scalars = jax.device_get(scalars)
-                if scalars["consecutive_bad"] >= cfg.train.max_consecutive_bad:
+                if scalars["consecutive_bad"] >= cfg.train.max_consecutive_nonfinite:
                     raise _too_many_bad(workdir, step, arrays, cfg)
                 report.step(step, scalars, log=step % cfg.train.log_every == 0 or step == last)
-                stop = step < last and notice.reached(step)
+                stop = step < last and preempted_by.reached(step)
                 if stop or step % cfg.train.save_every == 0 or step == last:
                     with report.timed("checkpoint"):
                         checkpoints.save(step, state, data.get_state())
@@ -202,14 +202,14 @@ def _file_errors(workdir: pathlib.Path) -> Iterator[None]:
 
 
 def _open_data(cfg: RunConfig, workdir: pathlib.Path, mesh: Mesh) -> DataIterator:
-    process, share = jax.process_index(), shard.row_share(cfg.sharding, mesh)
+    process, share = jax.process_index(), shard.row_shard(cfg.sharding, mesh)
     name = f"bad_samples_process{process}.jsonl" if process else "bad_samples.jsonl"
     return pipeline.make_dataset(
         cfg.data,
         cfg.model,
         bad_samples=workdir / name,
-        share_index=share.index,
-        share_count=share.count,
+        shard_index=share.index,
+        num_shards=share.count,
     )
 
 
@@ -239,8 +239,9 @@ def _too_many_bad(
     file = workdir / f"bad_batch_step{step}_process{jax.process_index()}.npz"
     np.savez(file, **arrays)
     return UserError(
-        f"step {step}: the loss or gradient of {cfg.train.max_consecutive_bad} steps in a row was "
-        f"not finite; the batch is in {file}; look at it or lower config.optim.lr={cfg.optim.lr}"
+        f"step {step}: the loss or gradient of {cfg.train.max_consecutive_nonfinite} steps in a "
+        f"row was not finite; the batch is in {file}; look at it or lower "
+        f"config.optim.lr={cfg.optim.lr}"
     )
 
 

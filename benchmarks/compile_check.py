@@ -38,8 +38,8 @@ from benchmarks.aot.shapes import scores
 from benchmarks.aot.target import TARGETS
 from benchmarks.inputs import BLOCK_COUNT, BLOCK_SIZE, HEADS, KV_HEADS, WIDTH, WINDOW_SIZE
 from pallas_kernels.tiles import DTYPES, HEAD_WIDTHS
-from videonsa_jax.aot.compile import SPARE, Rejected
-from videonsa_jax.aot.topology import NotHere
+from videonsa_jax.aot.compile import HEADROOM, CompilationError
+from videonsa_jax.aot.topology import ToolchainMissing
 
 BROKEN, MISSING = 1, 3  # exit codes
 COLUMNS = {  # of a kernel's row -> heading of the printed table
@@ -90,7 +90,7 @@ class Check:
         if program := self._compiled(name, dtype, lambda: model.compile(self.target)):
             row = _program_row(model, program)
             self.programs.append(row)
-            if row["total_bytes"] > (1 - SPARE) * row["device_bytes"]:
+            if row["total_bytes"] > (1 - HEADROOM) * row["device_bytes"]:
                 sizes = f"{row['total_bytes']} of {row['device_bytes']} bytes"
                 self.broken.append(f"{name} takes {sizes}, and should leave a tenth free")
             if row["score_arrays"]:
@@ -100,7 +100,7 @@ class Check:
         """The program, None if there is none; notes what is wrong with it."""
         try:
             program = compile_program()
-        except (Rejected, NotImplementedError) as error:
+        except (CompilationError, NotImplementedError) as error:
             self.broken.append(f"{name} does not compile: {error}")
             return None
         self.versions.update(program.versions)
@@ -210,7 +210,7 @@ def main():
             tokens = models.VISION_TOKENS[phase][args.target] if tokens is None else tokens
             if tokens:
                 check.whole_model(phase, tokens)
-    except NotHere as error:
+    except ToolchainMissing as error:
         print(f"compile_check: cannot compile for {args.target} here: {error}", file=sys.stderr)
         return MISSING
     report = check.report()

@@ -167,7 +167,9 @@ def main():
     parser.add_argument("--rows", type=int, default=1)
     parser.add_argument("--steps", type=int, default=10, help="that are timed")
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
-    parser.add_argument("--remat", choices=("none", "dots", "blocks", "full"), default="blocks")
+    parser.add_argument(
+        "--remat", choices=("none", "dots", "save_selection", "full"), default="save_selection"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=pathlib.Path, required=True, help="FILE.json")
     args = parser.parse_args()

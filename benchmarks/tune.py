@@ -25,7 +25,7 @@ from benchmarks.timing import programs
 from benchmarks.timing.interleaved import calls_per_sample, seconds
 from pallas_kernels import tiles
 from pallas_kernels.tiles import TileParams
-from videonsa_jax.aot.compile import Rejected
+from videonsa_jax.aot.compile import CompilationError
 
 ROUNDS = 20
 OPERATIONS = {  # kernel -> the operation that runs it
@@ -79,7 +79,7 @@ def compile_all(kernel, args):
     for params in choices(kernel, args):
         try:
             uses = TARGETS["h100"].compile_operation(case.run, case.arguments).kernels
-        except Rejected as error:
+        except CompilationError as error:
             print(f"{params}: {str(error)[:160]}", flush=True)
             continue
         for use in uses:

@@ -28,12 +28,12 @@ def get_config(variant: str = "full") -> ConfigDict:
     c.seed = 42
     c.model = dict(preset="qwen2_5_vl_7b", nsa=dict(block_size=64, block_count=32, window_size=256))
     c.compute = dict(dtype="bfloat16", remat="full")
-    c.mesh, c.sharding, accumulation = SPLITS[variant]
+    c.mesh, c.sharding, grad_accum_steps = SPLITS[variant]
     c.data = dict(
         source=("data/llava_video_178k/train.jsonl",),
         tokenizer="weights/qwen2_5_vl_7b_instruct",
         fps=4.0,
-        keep_frames=(350, 550),
+        frame_count_range=(350, 550),
         max_pixels=50_176,
         batch=32,
         buckets=((12_800, 1_024), (17_920, 2_048)),  # 550 frames: 275 pairs of 64 tokens
@@ -46,7 +46,7 @@ def get_config(variant: str = "full") -> ConfigDict:
         b2=0.999,
         weight_decay=0.01,
         clip_norm=1.0,
-        accumulation=accumulation,
+        grad_accum_steps=grad_accum_steps,
     )
     c.train = dict(
         steps=6_750,  # 216K samples, 32 a step
@@ -57,7 +57,7 @@ def get_config(variant: str = "full") -> ConfigDict:
     if variant == "smoke":
         c.model = dict(preset="tiny", text=dict(vocab_size=152_064))
         c.data.update(fps=0.5, max_frames=16, batch=2, buckets=((512, 512),), workers=0)
-        c.data.keep_frames = None
+        c.data.frame_count_range = None
         c.optim.lr = 1e-3
         c.train = dict(steps=20, log_every=1, save_every=10)
     return c

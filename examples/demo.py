@@ -28,7 +28,7 @@ from videonsa_jax.data import chat, needle, sources
 from videonsa_jax.data.tokenizer import Tokenizer, train_bpe
 from videonsa_jax.errors import UserError
 from videonsa_jax.evaluation import setup
-from videonsa_jax.evaluation.runner import Examiner, evaluate
+from videonsa_jax.evaluation.runner import Evaluator, evaluate
 from videonsa_jax.progress import Progress
 from videonsa_jax.sharding import mesh as meshes
 
@@ -114,28 +114,28 @@ def train_tokenizer(demo: Demo) -> Tokenizer:
 
 def answer(demo: Demo, name: str, *, blind: bool) -> dict:
     """Generates the answers of one model; returns the evaluation's summary."""
-    with examiner(demo, name, blind=blind) as (model, questions):
+    with evaluator(demo, name, blind=blind) as (model, questions):
         out = demo.workdir / "eval" / ("blind" if blind else name)
         return evaluate(model, questions, task="needle", out=out)
 
 
 def draw(demo: Demo) -> float:
     """Gates and selected blocks of the sparse model; returns the share of pairs it attends to."""
-    with examiner(demo, "nsa") as (model, questions):
+    with evaluator(demo, "nsa") as (model, questions):
         gates.profile(model, inputs.load_samples(model, questions[:DRAWN]), demo.workdir)
         strip = selection.strip(model, questions[0], demo.workdir)
     return attended.attended_fraction(strip["vision_tokens"], model.model.cfg.nsa)
 
 
 @contextlib.contextmanager
-def examiner(demo: Demo, name: str, *, blind: bool = False) -> Iterator[tuple[Examiner, list]]:
+def evaluator(demo: Demo, name: str, *, blind: bool = False) -> Iterator[tuple[Evaluator, list]]:
     """A trained model under its mesh, and the held-out questions."""
     cfg = demo.config(name)
     mesh = meshes.make_mesh(cfg.mesh)
     with jax.set_mesh(mesh):
         folder = str(demo.workdir / name)
         yield (
-            setup.open_examiner(cfg, folder, mesh, blind=blind),
+            setup.open_evaluator(cfg, folder, mesh, blind=blind),
             setup.load_questions(cfg, "needle"),
         )
 

@@ -11,7 +11,7 @@ from videonsa_jax.config.schema import ComputeConfig, DataConfig, OptimConfig, T
 from videonsa_jax.data.pack import Bucket, frame_patches, pack
 from videonsa_jax.data.sample import Sample, Visual
 from videonsa_jax.sharding.mesh_config import MeshConfig
-from videonsa_jax.sharding.shard import RowShare
+from videonsa_jax.sharding.shard import ShardIndex
 
 MODEL = config.PRESETS["tiny"]
 GRID = (2, 8, 8)  # 32 merged tokens, two NSA blocks
@@ -19,7 +19,7 @@ BUCKET = Bucket(vision_tokens=32, text_tokens=16)
 ROWS = 8
 FAST_COMPILE = {"xla_backend_optimization_level": 0}  # of programs that run once
 FRAME_PATCHES = frame_patches([GRID], MODEL)
-WHOLE = RowShare()  # of a process that runs alone
+WHOLE = ShardIndex()  # of a process that runs alone
 MESHES = {  # 8 devices for each of `rules.PRESETS`
     "dp": MeshConfig(data=8),
     "fsdp": MeshConfig(fsdp=8),
@@ -70,7 +70,7 @@ def batch(seed: int, rows: int = ROWS) -> dict:
 class Batches:
     """Batch i is drawn from seed i; a process sees its share of each batch's rows."""
 
-    share: RowShare = WHOLE
+    share: ShardIndex = WHOLE
     bad_from: int | None = None  # from this batch on, patches are NaN
     end: int | None = None  # asking for this batch fails, as a killed run does
     next_index: int = 0

@@ -12,7 +12,7 @@ import pytest
 from flax import nnx
 
 import eval as program
-from tests import examiners
+from tests import evaluators
 from videonsa_jax.config.run import RunConfig
 from videonsa_jax.config.schema import ComputeConfig, EvalConfig, OptimConfig, TrainConfig
 from videonsa_jax.errors import UserError
@@ -28,22 +28,22 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def examiner(folder):
-    examiner = examiners.build(folder, examiners.write_clips(folder, 6))
-    params = nnx.to_pure_dict(nnx.state(examiner.model, nnx.Param))
-    checkpoint.save_params(folder / "weights", params, examiner.model.cfg)
-    return examiner
+def evaluator(folder):
+    evaluator = evaluators.build(folder, evaluators.write_clips(folder, 6))
+    params = nnx.to_pure_dict(nnx.state(evaluator.model, nnx.Param))
+    checkpoint.save_params(folder / "weights", params, evaluator.model.cfg)
+    return evaluator
 
 
 @pytest.fixture(scope="module")
-def cfg(examiner):
+def cfg(evaluator):
     return RunConfig(
-        model=examiner.model.cfg,
-        data=examiner.data,
+        model=evaluator.model.cfg,
+        data=evaluator.data,
         optim=OptimConfig(),
         train=TrainConfig(steps=1),
         compute=ComputeConfig(dtype="float32", remat="none"),
-        eval=EvalConfig(needle=examiner.data.source[0], batch=4, max_new_tokens=4),
+        eval=EvalConfig(needle=evaluator.data.source[0], batch=4, max_new_tokens=4),
     )
 
 
@@ -57,12 +57,12 @@ def rows_of(folder):
         return [json.loads(line) for line in file]
 
 
-def test_program_answers_as_the_model_in_memory_does(cfg, folder, examiner, tmp_path):
+def test_program_answers_as_the_model_in_memory_does(cfg, folder, evaluator, tmp_path):
     (summary,) = run(cfg, folder, tmp_path)
     assert summary["n"] == 6
     assert summary["checkpoint"].endswith("weights step 0")
     questions = program.setup.load_questions(cfg, "needle")
-    generated = examiner.answer([examiner.load(question) for question in questions[:4]])
+    generated = evaluator.answer([evaluator.load(question) for question in questions[:4]])
     assert generated == [row["generated"] for row in rows_of(tmp_path)[:4]]
     assert "accuracy" in program.describe(summary)
 

@@ -80,7 +80,7 @@ def test_a_finished_run_does_nothing(tmp_path, capsys):
 def test_too_many_bad_batches_stop_the_run_and_leave_the_last_one(tmp_path):
     data = synthetic.Batches(bad_from=1)
     with pytest.raises(UserError, match=r"step 4: the loss or gradient of 3 steps in a row"):
-        run(tmp_path, data=data, max_consecutive_bad=3)
+        run(tmp_path, data=data, max_consecutive_nonfinite=3)
     with np.load(tmp_path / "bad_batch_step4_process0.npz") as saved:
         assert np.isnan(saved["patches"]).all()
         np.testing.assert_array_equal(saved["text_tokens"], synthetic.batch(3)["text_tokens"])

@@ -116,7 +116,9 @@ def test_what_is_wrong_ends_every_process_with_the_same_line(tmp_path, changes, 
 )
 def test_a_process_that_waits_in_vain_says_for_whom(tmp_path, missing, message):
     changes = STEPS, STEPS
-    with training_program.start(tmp_path, *changes, patience=2, missing=[missing]) as programs:
+    with training_program.start(
+        tmp_path, *changes, connect_timeout_s=2, missing=[missing]
+    ) as programs:
         ((code, line),) = training_program.outcomes(programs)
     assert code == 1
     assert f" {message}" in line

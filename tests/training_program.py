@@ -1,6 +1,6 @@
 """The training program on synthetic rows, in processes that a test starts, stops and awaits.
 
-python -m tests.training_program WORKDIR CHANGES PROCESS PROCESSES PORT PATIENCE SECONDS_PER_BATCH
+python -m tests.training_program WORKDIR CHANGES PROCESS PROCESSES PORT TIMEOUT_S SECONDS_PER_BATCH
 """
 
 import contextlib
@@ -32,7 +32,7 @@ def start(
     workdir: pathlib.Path,
     *changes: dict[str, Any],
     devices: int = 1,
-    patience: int = TIMEOUT,
+    connect_timeout_s: int = TIMEOUT,
     missing: Sequence[int] = (),
     seconds_per_batch: int = 0,
 ) -> Iterator[list[subprocess.Popen]]:
@@ -43,7 +43,7 @@ def start(
       changes: per process, what differs from a run that saves every step and splits parameters
         over the processes: sections of `RunConfig`.
       devices: of each process.
-      patience: seconds that they wait for each other.
+      connect_timeout_s: seconds that they wait for each other.
       missing: processes that do not start.
       seconds_per_batch: that loading data takes.
     """
@@ -61,7 +61,7 @@ def start(
         for index in range(count):
             if index in missing:
                 continue
-            numbers = index, count, port, patience, seconds_per_batch
+            numbers = index, count, port, connect_timeout_s, seconds_per_batch
             program = subprocess.Popen(
                 [
                     *(sys.executable, "-m", "tests.training_program"),
@@ -102,14 +102,14 @@ def await_rows(workdir: pathlib.Path, count: int, program: subprocess.Popen) -> 
 
 def main() -> None:
     workdir, changes, *numbers = sys.argv[1:]
-    process, count, port, patience, seconds = map(int, numbers)
+    process, count, port, connect_timeout_s, seconds = map(int, numbers)
     with train.exit_codes():
         if count > 1:
-            processes.join(f"localhost:{port}", count, process, patience=patience)
+            processes.join(f"localhost:{port}", count, process, connect_timeout_s=connect_timeout_s)
         base = synthetic.run_config(train={"save_every": 1}, mesh=MeshConfig(fsdp=count))
         cfg = parse.build(RunConfig, json.loads(changes), base=base)
         processes.check_same_config(cfg)
-        share = shard.row_share(cfg.sharding, make_mesh(cfg.mesh))
+        share = shard.row_shard(cfg.sharding, make_mesh(cfg.mesh))
         data = synthetic.Batches(share=share, seconds=seconds)
         train.run(cfg, workdir, data=data)
 

@@ -62,6 +62,6 @@ def shipped(target: str, implementation: str, phase: str, vision_tokens: int) ->
     mesh = parse(config).mesh
     groups = topology.size // (mesh.tensor * mesh.context)
     cfg = parse(config, (f"mesh.fsdp={groups}", f"compute.implementation={implementation}"))
-    rows = groups * (cfg.optim.accumulation if phase == "train" else 1)
+    rows = groups * (cfg.optim.grad_accum_steps if phase == "train" else 1)
     shape = RowShape(rows, vision_tokens, TEXT_TOKENS)
     return Program(phase, topology, programs.of_rows(cfg, shape), shape)

@@ -11,7 +11,7 @@ from jax.sharding import Mesh, SingleDeviceSharding
 
 from benchmarks.aot import hopper, tpu
 from benchmarks.aot.report import Compiled, KernelUse
-from videonsa_jax.aot.compile import compile_ahead, memory
+from videonsa_jax.aot.compile import aot_compile, memory
 from videonsa_jax.aot.topology import Topology, parse_topology
 
 
@@ -43,8 +43,8 @@ class Target:
           arguments: of `run`, with a `jax.ShapeDtypeStruct` for each array.
 
         Raises:
-          NotHere: this machine lacks what compiling needs.
-          Rejected: the compiler refused the program.
+          ToolchainMissing: this machine lacks what compiling needs.
+          CompilationError: the compiler refused the program.
         """
         one = SingleDeviceSharding(self.topology.devices()[0])
         arguments = jax.tree.map(
@@ -63,7 +63,7 @@ class Target:
         ):
             lowered = lower()
             options = self.topology.compiler_options | self.reader.options(dump)
-            compiled = compile_ahead(lowered, options)
+            compiled = aot_compile(lowered, options)
             seconds = time.perf_counter() - begin
             kernels, versions = self.reader.kernels(lowered, compiled, dump)
         return Compiled(kernels, memory(compiled), seconds, versions, compiled.as_text())

@@ -10,7 +10,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from benchmarks.inputs import BLOCK_COUNT, BLOCK_SIZE, HEADS, KV_HEADS, WIDTH, WINDOW_SIZE
 from pallas_kernels import DeviceAxis, NSASpec, combine, nsa_shard_branches, sharded
-from videonsa_jax.aot.compile import compile_ahead, memory
+from videonsa_jax.aot.compile import aot_compile, memory
 from videonsa_jax.aot.topology import Topology
 
 FAST_COMPILE = {"xla_backend_optimization_level": 0}
@@ -113,8 +113,8 @@ def temporary_bytes(case: Case, topology: Topology) -> dict[str, int]:
     """Of one device, as its compiler plans them: a forward pass, and one with its backward pass.
 
     Raises:
-      NotHere: this Python, or this machine, cannot compile for these devices.
-      Rejected: the compiler refused a program.
+      ToolchainMissing: this Python, or this machine, cannot compile for these devices.
+      CompilationError: the compiler refused a program.
     """
     mesh = case.mesh(topology.devices())
     arrays = case.arrays(mesh)
@@ -130,6 +130,6 @@ def temporary_bytes(case: Case, topology: Topology) -> dict[str, int]:
             ("forward", run, arrays),
             ("forward+backward", both, [arrays[1], *arrays]),
         ):
-            compiled = compile_ahead(jax.jit(step).lower(*given), topology.compiler_options)
+            compiled = aot_compile(jax.jit(step).lower(*given), topology.compiler_options)
             sizes[name] = memory(compiled).temporaries
     return sizes

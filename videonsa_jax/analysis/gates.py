@@ -9,7 +9,7 @@ import numpy as np
 
 from videonsa_jax.analysis import inputs, report, trace
 from videonsa_jax.data.sample import Sample
-from videonsa_jax.evaluation.runner import Examiner
+from videonsa_jax.evaluation.runner import Evaluator
 from videonsa_jax.model.gates import BRANCHES
 from videonsa_jax.progress import Progress
 
@@ -18,13 +18,13 @@ BINS = 1000  # quartiles are exact to one bin of [0, 1]
 
 
 def profile(
-    examiner: Examiner, samples: Sequence[Sample], out: str | pathlib.Path
+    evaluator: Evaluator, samples: Sequence[Sample], out: str | pathlib.Path
 ) -> dict[str, Any]:
     """Writes gates.csv, gates.png and gates.json.
 
     Args:
-      examiner: the model.
-      samples: from `examiner.load`, at least one.
+      evaluator: the model.
+      samples: from `evaluator.load`, at least one.
       out: folder.
 
     Returns:
@@ -34,16 +34,16 @@ def profile(
     Raises:
       UserError: the model uses dense attention.
     """
-    model = examiner.model.cfg.text
+    model = evaluator.model.cfg.text
     counts = np.zeros((model.num_layers, len(BRANCHES), BINS), np.int64)
     sums = np.zeros((model.num_layers, len(BRANCHES)))
     tokens = 0
     with Progress("gates", len(samples)) as progress:
         for sample in samples:
-            batch = examiner.batch([sample])
+            batch = evaluator.batch([sample])
             seen = batch.vision_order[0] >= 0
             tokens += int(seen.sum())
-            for layer, decisions in enumerate(trace.layers(examiner.model, batch)):
+            for layer, decisions in enumerate(trace.layers(evaluator.model, batch)):
                 gates = np.asarray(decisions.gates[0])[seen]  # [tokens n 3]
                 sums[layer] += gates.sum(axis=(0, 1), dtype=np.float64)
                 for branch in range(len(BRANCHES)):
@@ -105,5 +105,5 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> None:
     """Runs the verb."""
-    with inputs.opened(args) as (examiner, questions):
-        profile(examiner, inputs.load_samples(examiner, questions[: args.limit]), args.out)
+    with inputs.opened(args) as (evaluator, questions):
+        profile(evaluator, inputs.load_samples(evaluator, questions[: args.limit]), args.out)

@@ -14,7 +14,7 @@ from videonsa_jax.data.sample import Sample
 from videonsa_jax.errors import UserError
 from videonsa_jax.evaluation import setup
 from videonsa_jax.evaluation.question import Question
-from videonsa_jax.evaluation.runner import Examiner
+from videonsa_jax.evaluation.runner import Evaluator
 from videonsa_jax.sharding import mesh as meshes
 
 
@@ -37,16 +37,16 @@ def config_of(args: argparse.Namespace) -> RunConfig:
 
 
 @contextlib.contextmanager
-def opened(args: argparse.Namespace) -> Iterator[tuple[Examiner, list[Question]]]:
+def opened(args: argparse.Namespace) -> Iterator[tuple[Evaluator, list[Question]]]:
     """The checkpoint's model under its mesh, and all questions of the task."""
     cfg = config_of(args)
     questions = setup.load_questions(cfg, args.task)
     mesh = meshes.make_mesh(cfg.mesh)
     with jax.set_mesh(mesh):
-        yield setup.open_examiner(cfg, args.checkpoint, mesh), questions
+        yield setup.open_evaluator(cfg, args.checkpoint, mesh), questions
 
 
-def load_samples(examiner: Examiner, questions: Sequence[Question]) -> list[Sample]:
+def load_samples(evaluator: Evaluator, questions: Sequence[Question]) -> list[Sample]:
     """The questions that can be used; the others are named on stderr.
 
     Raises:
@@ -55,7 +55,7 @@ def load_samples(examiner: Examiner, questions: Sequence[Question]) -> list[Samp
     samples = []
     for question in questions:
         try:
-            samples.append(examiner.load(question))
+            samples.append(evaluator.load(question))
         except BadSample as error:
             sys.stderr.write(f"left out {error}\n")
     if not samples:

@@ -17,7 +17,7 @@ from videonsa_jax.data.sample import Sample
 from videonsa_jax.errors import UserError
 from videonsa_jax.evaluation import scoring
 from videonsa_jax.evaluation.question import Question
-from videonsa_jax.evaluation.runner import Examiner
+from videonsa_jax.evaluation.runner import Evaluator
 
 MAX_PICTURES = 16
 PANELS = {
@@ -27,14 +27,14 @@ PANELS = {
 WIDTH = 9.5  # inches, of the strip
 
 
-def strip(examiner: Examiner, question: Question, out: str | pathlib.Path) -> dict[str, Any]:
+def strip(evaluator: Evaluator, question: Question, out: str | pathlib.Path) -> dict[str, Any]:
     """Writes selection.csv, selection.png and selection.json.
 
     Two shares are drawn per layer and block, both over queries and KV heads: of the queries of the
     last temporal patch, how many select the block; of the queries in later blocks, how many do.
 
     Args:
-      examiner: the model.
+      evaluator: the model.
       question: whose video to look at.
       out: folder.
 
@@ -46,12 +46,12 @@ def strip(examiner: Examiner, question: Question, out: str | pathlib.Path) -> di
       UserError: the video cannot be used, or the model uses dense attention.
     """
     try:
-        sample = examiner.load(question)
+        sample = evaluator.load(question)
     except BadSample as error:
         raise UserError(str(error)) from error
-    nsa = examiner.model.cfg.nsa
-    steps = frames.steps(sample, examiner.model.cfg.vision)
-    members = _members(examiner, sample)
+    nsa = evaluator.model.cfg.nsa
+    steps = frames.steps(sample, evaluator.model.cfg.vision)
+    members = _members(evaluator, sample)
     rows = [
         {"layer": layer, "block": block, "by_last": float(last), "by_later": float(later)}
         for layer, chosen in enumerate(members)
@@ -61,7 +61,7 @@ def strip(examiner: Examiner, question: Question, out: str | pathlib.Path) -> di
     summary = {
         "id": question.id,
         "prompt": question.prompt,
-        "generated": examiner.answer([sample])[0],
+        "generated": evaluator.answer([sample])[0],
         "answer": question.answer,
         "vision_tokens": members.shape[1],
         "attended_fraction": counts.fraction,
@@ -73,15 +73,15 @@ def strip(examiner: Examiner, question: Question, out: str | pathlib.Path) -> di
     return summary
 
 
-def _members(examiner: Examiner, sample: Sample) -> np.ndarray:
+def _members(evaluator: Evaluator, sample: Sample) -> np.ndarray:
     """bool[l r k c]: the blocks of each vision query, padding left out."""
-    batch = examiner.batch([sample])
+    batch = evaluator.batch([sample])
     tokens = int((batch.vision_order[0] >= 0).sum())
-    blocks = -(-tokens // examiner.model.cfg.nsa.block_size)
+    blocks = -(-tokens // evaluator.model.cfg.nsa.block_size)
     return np.stack(
         [
             np.asarray(unpack(decisions.blocks.bits[0, :tokens], blocks))
-            for decisions in trace.layers(examiner.model, batch)
+            for decisions in trace.layers(evaluator.model, batch)
         ]
     )
 
@@ -159,8 +159,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> None:
     """Runs the verb."""
-    with inputs.opened(args) as (examiner, questions):
+    with inputs.opened(args) as (evaluator, questions):
         chosen = [q for q in questions if args.question in (None, q.id)]
         if not chosen:
             raise UserError(f"--question={args.question}: no such id in the task's file")
-        strip(examiner, chosen[0], args.out)
+        strip(evaluator, chosen[0], args.out)

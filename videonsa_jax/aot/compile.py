@@ -6,10 +6,10 @@ from collections.abc import Mapping
 
 import jax
 
-from videonsa_jax.aot.topology import NotHere
+from videonsa_jax.aot.topology import ToolchainMissing
 from videonsa_jax.errors import UserError
 
-SPARE = 0.1  # of a device's memory, that a program should leave free
+HEADROOM = 0.1  # of a device's memory, that a program should leave free
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 # What libtpu says of a program that needs more than the device's memory.
 _TOO_LARGE = (
@@ -18,7 +18,7 @@ _TOO_LARGE = (
 )
 
 
-class Rejected(UserError):
+class CompilationError(UserError):
     """The compiler refused a program; says why in one line.
 
     Attributes:
@@ -43,7 +43,7 @@ class MemoryUse:
         return self.arguments + self.outputs + self.temporaries
 
 
-def compile_ahead(
+def aot_compile(
     lowered: jax.stages.Lowered, options: Mapping[str, object] | None = None
 ) -> jax.stages.Compiled:
     """Compiles for the devices of the program's arguments.
@@ -53,8 +53,8 @@ def compile_ahead(
       options: of the compiler.
 
     Raises:
-      NotHere: this machine has no CUDA assembler.
-      Rejected: the compiler refused the program.
+      ToolchainMissing: this machine has no CUDA assembler.
+      CompilationError: the compiler refused the program.
     """
     try:
         return lowered.compile(compiler_options=dict(options or {}))
@@ -62,8 +62,10 @@ def compile_ahead(
         text = str(error)
         line = " ".join(text.splitlines()[:2])[:400]
         if "No PTX compilation provider" in line or "libdevice is required" in line:
-            raise NotHere("neither a CUDA toolkit nor nvidia-cuda-nvcc and nvidia-nvvm") from error
-        raise Rejected(line, _needed(text)) from error
+            raise ToolchainMissing(
+                "neither a CUDA toolkit nor nvidia-cuda-nvcc and nvidia-nvvm"
+            ) from error
+        raise CompilationError(line, _needed(text)) from error
 
 
 def _needed(text):

@@ -71,7 +71,7 @@ def kinds_of_memory(cfg: RunConfig, mesh: Mesh, shape: RowShape, phase: str) -> 
     state = state_lib.abstract_state(layouts, optimizer, mesh)
     trained, _ = optimizer.split(state.params)
     activations = 0
-    if cfg.compute.remat in ("full", "blocks"):
+    if cfg.compute.remat in ("full", "save_selection"):
         activations = _layer_inputs(cfg, mesh, shape)
     return Kinds(numbers, _held(state.opt_state), batch, _held(trained), activations)
 
@@ -87,7 +87,7 @@ def _held(tree):
 def _layer_inputs(cfg, mesh, shape):
     """Of the rows that are computed at a time, split as `Rules` splits rows and sequences."""
     vision, text = cfg.model.vision, cfg.model.text
-    rows = shape.rows // cfg.optim.accumulation
+    rows = shape.rows // cfg.optim.grad_accum_steps
 
     def tokens(count):
         layout = jax.sharding.NamedSharding(mesh, cfg.sharding.spec("batch", "seq"))

@@ -26,13 +26,13 @@ import jax
 from absl import app, flags
 
 from videonsa_jax.aot import plot, programs
-from videonsa_jax.aot.compile import SPARE, Rejected, compile_ahead, memory
+from videonsa_jax.aot.compile import HEADROOM, CompilationError, aot_compile, memory
 from videonsa_jax.aot.estimate import Kinds, Times, estimate, kinds_of_memory
 from videonsa_jax.aot.flops import row_flops
 from videonsa_jax.aot.hlo import Collective, Program
 from videonsa_jax.aot.programs import RowShape
 from videonsa_jax.aot.strategy import Strategy, factorisations, parse_strategy
-from videonsa_jax.aot.topology import NotHere, Topology, parse_topology
+from videonsa_jax.aot.topology import ToolchainMissing, Topology, parse_topology
 from videonsa_jax.config import parse
 from videonsa_jax.config.run import RunConfig
 from videonsa_jax.errors import UserError
@@ -51,7 +51,7 @@ class Row:
       rows: of a step, over all devices.
       bytes_per_device: by kind; their sum is "total".
       device_bytes: what the device has.
-      fits: leaves `SPARE` of it free.
+      fits: leaves `HEADROOM` of it free.
       flops: that a device executes in matrix products and attention.
       collectives: None where it was not compiled to the end.
       times: None likewise.
@@ -91,13 +91,13 @@ def compile_row(
       tokens: vision and text tokens of a row.
 
     Raises:
-      NotHere: this machine cannot compile for them.
+      ToolchainMissing: this machine cannot compile for them.
       UserError: the strategy splits something unevenly.
     """
     cfg = dataclasses.replace(cfg, mesh=strategy.mesh, sharding=strategy.rules)
     shape = RowShape(strategy.row_groups, *tokens)
     if phase == "train":
-        shape = dataclasses.replace(shape, rows=shape.rows * cfg.optim.accumulation)
+        shape = dataclasses.replace(shape, rows=shape.rows * cfg.optim.grad_accum_steps)
     cfg = programs.of_rows(cfg, shape)
     mesh = topology.mesh(cfg.mesh)
     frame = programs.abstract_batch(cfg, mesh, shape).frame_patches
@@ -114,8 +114,8 @@ def compile_row(
         share = shape.rows / topology.size
         needed, executed = (share * x for x in _flops(flops, phase, cfg.compute.remat))
         try:
-            compiled = compile_ahead(lowered, topology.compiler_options)
-        except Rejected as error:
+            compiled = aot_compile(lowered, topology.compiler_options)
+        except CompilationError as error:
             problem = str(error)
             total = error.needed_bytes
         else:
@@ -131,7 +131,7 @@ def compile_row(
         rows=shape.rows,
         bytes_per_device=_by_kind(kinds, use, total),
         device_bytes=topology.chip.memory_bytes,
-        fits=problem is None and total <= (1 - SPARE) * topology.chip.memory_bytes,
+        fits=problem is None and total <= (1 - HEADROOM) * topology.chip.memory_bytes,
         flops=executed,
         collectives=collectives,
         times=times,
@@ -144,7 +144,7 @@ def _flops(flops, phase, remat):
     """-> what the result needs, and what runs: the forward pass again where it is recomputed."""
     if phase == "prefill":
         return flops.forward, flops.forward
-    again = flops.forward if remat in ("full", "blocks") else 0
+    again = flops.forward if remat in ("full", "save_selection") else 0
     return flops.training, flops.training + again
 
 
@@ -240,7 +240,7 @@ def run(args: flags.FlagValues) -> list[Row]:
     for strategy in strategies:
         try:
             row = compile_row(cfg, topology, strategy, args.phase, tokens)
-        except NotHere:
+        except ToolchainMissing:
             raise
         except UserError as error:
             if not args.sweep:
@@ -260,7 +260,7 @@ def main(argv: Sequence[str]) -> None:
     del argv
     try:
         run(flags.FLAGS)
-    except NotHere as error:
+    except ToolchainMissing as error:
         print(f"report: cannot compile for {flags.FLAGS.topology} here: {error}", file=sys.stderr)
         sys.exit(MISSING)
     except UserError as error:

@@ -16,7 +16,7 @@ from videonsa_jax.sharding.mesh import make_mesh
 from videonsa_jax.sharding.mesh_config import MeshConfig
 
 
-class NotHere(UserError):
+class ToolchainMissing(UserError):
     """This Python, or this machine, lacks what compiling for a device needs."""
 
 
@@ -87,17 +87,19 @@ class Topology:
         return {"xla_gpu_autotune_level": 0} if self.chip.platform == "gpu" else {}
 
     def require(self) -> None:
-        """Raises NotHere if this Python cannot compile for these devices."""
+        """Raises ToolchainMissing if this Python cannot compile for these devices."""
         if lost := [name for name in self.chip.packages if not _installed(name)]:
-            raise NotHere(f"{', '.join(lost)} not installed")
+            raise ToolchainMissing(f"{', '.join(lost)} not installed")
         if os.environ.get("JAX_PLATFORMS") != "cpu":
-            raise NotHere("JAX_PLATFORMS is not 'cpu': these packages would look for a device")
+            raise ToolchainMissing(
+                "JAX_PLATFORMS is not 'cpu': these packages would look for a device"
+            )
 
     def devices(self) -> list[jax.Device]:
         """One per chip; programs can be compiled for them, and not run.
 
         Raises:
-          NotHere: this Python cannot compile for them.
+          ToolchainMissing: this Python cannot compile for them.
           UserError: no such TPU is built.
         """
         self.require()
@@ -127,7 +129,7 @@ class Topology:
         """A mesh of all the devices.
 
         Raises:
-          NotHere: as `devices`.
+          ToolchainMissing: as `devices`.
           UserError: as `devices`, or the axes' product is not the number of devices.
         """
         return make_mesh(cfg, self.devices())

@@ -24,6 +24,14 @@ from videonsa_jax.errors import UserError
 from videonsa_jax.sharding import rules
 
 SECTION_PRESETS = {"model": schema.PRESETS, "sharding": rules.PRESETS}
+RENAMED = {  # fields of earlier versions
+    "data.keep_frames": "data.frame_count_range",
+    "eval.mcq": "eval.tasks.mcq",
+    "eval.needle": "eval.tasks.needle",
+    "optim.accumulation": "optim.grad_accum_steps",
+    "train.keep": "train.max_to_keep",
+    "train.max_consecutive_bad": "train.max_consecutive_nonfinite",
+}
 
 
 def define_config_flags() -> None:
@@ -128,7 +136,7 @@ def build(cls: type, values: Any, path: str = "", base: Any = None) -> Any:
     for name, value in values.items():
         field = f"{path}.{name}" if path else name
         if name not in hints:
-            raise UserError(f"unknown field config.{field}; {_near_matches(field)}")
+            raise UserError(_unknown(field))
         given[name] = _convert(hints[name], value, field, getattr(start, name, None))
     if base is None:
         for field in dataclasses.fields(cls):
@@ -189,6 +197,12 @@ def _describe(hint: Any) -> str:
     if typing.get_origin(hint) is Literal:
         return "one of " + ", ".join(repr(arg) for arg in typing.get_args(hint))
     return hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else str(hint)
+
+
+def _unknown(path: str) -> str:
+    if path in RENAMED:
+        return f"config.{path} is now config.{RENAMED[path]}"
+    return f"unknown field config.{path}; {_near_matches(path)}"
 
 
 def _near_matches(path: str) -> str:

@@ -171,8 +171,8 @@ class ComputeConfig:
     dtype: Literal["bfloat16", "float32"] = "bfloat16"  # of activations; parameters are float32
     implementation: str | None = None  # of attention, see pallas_kernels; None: best for platform
     # What a layer's backward pass recomputes: "dots" all but matrix products and selected blocks,
-    # "blocks" all but selected blocks, "full" everything.
-    remat: Literal["none", "dots", "blocks", "full"] = "full"
+    # "save_selection" all but selected blocks, "full" everything.
+    remat: Literal["none", "dots", "save_selection", "full"] = "full"
     # How keys reach the devices that split a sequence: "gather" copies all keys of a layer to each,
     # "ring" passes them round, two devices' keys at a time.
     cp_mode: Literal["gather", "ring"] = "gather"
@@ -191,12 +191,12 @@ class OptimConfig:
     eps: float = 1e-8
     weight_decay: float = 0.01  # of matrices and embeddings, not of norms and biases
     clip_norm: float = 1.0  # of the gradient over all trained parameters
-    accumulation: int = 1  # parts that the rows of a step are computed in, one after the other
+    grad_accum_steps: int = 1  # parts that the rows of a step are computed in, one after the other
     freeze: tuple[Literal["vision", "merger", "decoder", "gates", "adapters"], ...] = ()
 
     def __post_init__(self):
-        if self.accumulation < 1:
-            raise ValueError(f"{self.accumulation=} must be at least 1")
+        if self.grad_accum_steps < 1:
+            raise ValueError(f"{self.grad_accum_steps=} must be at least 1")
         if not 0 <= self.warmup_ratio < 1:
             raise ValueError(f"{self.warmup_ratio=} must be in [0, 1)")
 
@@ -208,13 +208,19 @@ class TrainConfig:
     steps: int
     log_every: int = 10  # steps
     save_every: int = 200  # steps
-    keep: int = 2  # checkpoints kept on disk
+    max_to_keep: int = 2  # checkpoints kept on disk
     init_from: str | None = None  # checkpoint folder of starting weights; None: random
-    max_consecutive_bad: int = 10  # steps in a row with a non-finite loss or gradient
+    max_consecutive_nonfinite: int = 10  # steps in a row with a non-finite loss or gradient
     profile: tuple[int, int] | None = None  # first and last step of a profiler trace
 
     def __post_init__(self):
-        for name in ("steps", "log_every", "save_every", "keep", "max_consecutive_bad"):
+        for name in (
+            "steps",
+            "log_every",
+            "save_every",
+            "max_to_keep",
+            "max_consecutive_nonfinite",
+        ):
             if getattr(self, name) < 1:
                 raise ValueError(f"train.{name}={getattr(self, name)} must be at least 1")
         if self.profile is not None and not 1 <= self.profile[0] <= self.profile[1] <= self.steps:
@@ -239,7 +245,7 @@ class DataConfig:
     max_pixels: int = 50_176  # of a resized frame: 64 tokens a frame pair
     total_pixels: int | None = None  # of a video, its frame pairs counted once; None: no limit
     # Only videos with this many frames at `fps`, both ends included; the paper's is (350, 550).
-    keep_frames: tuple[int, int] | None = None
+    frame_count_range: tuple[int, int] | None = None
     batch: int = 8  # rows of a step, over all processes
     buckets: tuple[tuple[int, int], ...] = ((16_384, 2_048),)  # (vision, text) slots of a row
     samples_per_row: int = 1  # the most samples packed into one row

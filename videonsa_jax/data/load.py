@@ -54,7 +54,7 @@ class FrameReader:
         }
 
     def outline(self, reference: Reference) -> Outline | None:
-        """How many frames of which size, after resizing; None where `keep_frames` leaves it out.
+        """How many frames of which size after resizing; None: `frame_count_range` leaves it out.
 
         Raises:
           BadSample: the file cannot be opened.
@@ -62,8 +62,8 @@ class FrameReader:
           UserError: no decoder process starts.
         """
         outline = self._decoders.outline(reference, self._rule)
-        if self._data.keep_frames and outline.candidates is not None:
-            least, most = self._data.keep_frames
+        if self._data.frame_count_range and outline.candidates is not None:
+            least, most = self._data.frame_count_range
             if not least <= outline.candidates <= most:
                 return None
         height, width = self.size(*outline[:3])
@@ -100,7 +100,7 @@ class Loader:
         self._frame_patches = frame_patches(data, model)
 
     def measure(self, conversation: Conversation) -> Size | None:
-        """The sample's size, from headers only; None where `keep_frames` leaves it out.
+        """The sample's size, from headers only; None where `frame_count_range` leaves it out.
 
         Raises:
           BadSample: a file cannot be opened, a frame is of an extreme shape, the text's

@@ -20,12 +20,12 @@ from absl import flags
 
 from videonsa_jax.config.schema import DataConfig, ModelConfig
 from videonsa_jax.data import load, pack
+from videonsa_jax.data.bad_samples import BadSampleLog, lost_files
 from videonsa_jax.data.decoder_pool import DecoderPool
 from videonsa_jax.data.errors import BadSample
-from videonsa_jax.data.ledger import Ledger, lost_files
 from videonsa_jax.data.load import Loader, Size
 from videonsa_jax.data.pack import Bucket
-from videonsa_jax.data.plan import BatchPlan, Measured, Place, PlanDataset, Planner
+from videonsa_jax.data.plan import BatchPacker, BatchPlan, MeasuredSample, PackedSample, PlanDataset
 from videonsa_jax.data.sample import Sample
 from videonsa_jax.data.sources import JoinedSource, JsonSource, Source
 from videonsa_jax.data.tfds_builder import PreparedSource
@@ -58,14 +58,14 @@ class Batches:
     def __init__(
         self,
         make_iterator: Callable[[dict | None], grain.DatasetIterator],
-        ledger: Ledger,
+        bad_log: BadSampleLog,
         stream: dict,
         decoders: DecoderPool,
         frame_patches: int,
     ):
         """`stream`: settings that must not change when a run continues."""
         self.frame_patches, self._decoders = frame_patches, decoders
-        self._make_iterator, self._ledger, self._stream = make_iterator, ledger, stream
+        self._make_iterator, self._bad_log, self._stream = make_iterator, bad_log, stream
         self._plan: dict | None = None
         self._iterator = make_iterator(None)
 
@@ -75,16 +75,16 @@ class Batches:
     def __next__(self) -> dict[str, np.ndarray]:
         """Raises UserError: too many samples are bad, or none is good."""
         while True:
-            arrays, account = next(self._iterator)
-            self._plan = account.next_state
-            self._ledger.add(account.seen, account.bad)
+            arrays, stats = next(self._iterator)
+            self._plan = stats.next_state
+            self._bad_log.add(stats.seen, stats.bad)
             if arrays:
                 return arrays
 
     @property
     def counts(self) -> dict[str, int]:
         """Samples of this process so far: "seen" and, of them, "bad"."""
-        return {"seen": self._ledger.seen, "bad": self._ledger.bad}
+        return {"seen": self._bad_log.seen, "bad": self._bad_log.bad}
 
     def get_state(self) -> dict:
         """From it on come the batches after the last one that was returned."""
@@ -100,7 +100,7 @@ class Batches:
                 )
         self._iterator.close()
         self._plan = state["plan"]
-        self._ledger.seen, self._ledger.bad = state["counts"]["seen"], state["counts"]["bad"]
+        self._bad_log.seen, self._bad_log.bad = state["counts"]["seen"], state["counts"]["bad"]
         self._iterator = self._make_iterator(self._plan)
 
     def close(self) -> None:
@@ -114,8 +114,8 @@ def make_dataset(
     model: ModelConfig,
     *,
     bad_samples: str | pathlib.Path,
-    share_index: int = 0,
-    share_count: int = 1,
+    shard_index: int = 0,
+    num_shards: int = 1,
 ) -> Batches:
     """The batches of a training run, without end.
 
@@ -124,32 +124,32 @@ def make_dataset(
       model: token ids, patch geometry, NSA block.
       bad_samples: JSONL file that lists skipped samples; continued if it exists. Each process
         needs its own.
-      share_index: which contiguous share of a batch's rows to yield.
-      share_count: into how many equal shares they are cut.
+      shard_index: which contiguous share of a batch's rows to yield.
+      num_shards: into how many equal shares they are cut.
 
     Raises:
       UserError: a file is missing, the tokenizer is not the model's, or rows do not divide.
     """
-    if data.batch % share_count:
-        raise UserError(f"data.batch={data.batch} rows do not divide by {share_count} processes")
+    if data.batch % num_shards:
+        raise UserError(f"data.batch={data.batch} rows do not divide by {num_shards} processes")
     source = open_source(data)
     decoders = DecoderPool(data.threads, data.decode_timeout_s, lost_files(bad_samples))
     loader = Loader(data, model, Tokenizer.from_dir(data.tokenizer), decoders)
     sizes = grain.MapDataset.range(len(source))
     if data.shuffle:
         sizes = sizes.shuffle(seed=data.seed)  # in another order in each pass
-    sizes = sizes.repeat().map(Measure(source, loader))
-    rows = data.batch // share_count
+    sizes = sizes.repeat().map(SampleSizes(source, loader))
+    rows = data.batch // num_shards
     load_rows = LoadRows(
         source,
         loader,
         model,
-        rows=slice(share_index * rows, (share_index + 1) * rows),
-        rejected=slice(share_index, None, share_count),
+        rows=slice(shard_index * rows, (shard_index + 1) * rows),
+        rejected=slice(shard_index, None, num_shards),
         threads=data.threads,
     )
-    make_planner = functools.partial(
-        Planner,
+    make_packer = functools.partial(
+        BatchPacker,
         [Bucket(*bucket) for bucket in data.buckets],
         batch=data.batch,
         samples_per_row=data.samples_per_row,
@@ -160,7 +160,7 @@ def make_dataset(
         reading = grain.ReadOptions(data.threads, prefetch_buffer_size=2 * data.threads)
         plans = PlanDataset(
             sizes.to_iter_dataset(reading),
-            make_planner=make_planner,
+            make_packer=make_packer,
             start=start,
             records=len(source),
         )
@@ -168,7 +168,7 @@ def make_dataset(
 
     return Batches(
         make_iterator,
-        Ledger(bad_samples, data.max_bad_fraction, records=len(source) // share_count),
+        BadSampleLog(bad_samples, data.max_bad_fraction, records=len(source) // num_shards),
         _stream_settings(data, len(source)),
         decoders,
         load.frame_patches(data, model),
@@ -187,28 +187,28 @@ def open_source(data: DataConfig) -> Source:
     )
 
 
-class Measure:
-    """Record index -> `Measured`. Sizes are kept, so later passes do not open files again."""
+class SampleSizes:
+    """Record index -> `MeasuredSample`. Sizes are kept, so later passes do not open files again."""
 
     def __init__(self, source: Source, loader: Loader):
         self._source, self._loader = source, loader
-        self._known: dict[int, Measured] = {}
+        self._known: dict[int, MeasuredSample] = {}
 
-    def __call__(self, record: int) -> Measured:
+    def __call__(self, record: int) -> MeasuredSample:
         if record not in self._known:
             self._known[record] = self._measure(record)
         return self._known[record]
 
-    def _measure(self, record: int) -> Measured:
+    def _measure(self, record: int) -> MeasuredSample:
         try:
             conversation = self._source[record]
-            return Measured(record, conversation.name, self._loader.measure(conversation))
+            return MeasuredSample(record, conversation.name, self._loader.measure(conversation))
         except BadSample as bad:
-            return Measured(record, bad.file, rejected=bad)
+            return MeasuredSample(record, bad.file, rejected=bad)
 
 
 @dataclasses.dataclass(frozen=True)
-class Account:
+class BatchStats:
     """What became of one plan's samples."""
 
     seen: int  # samples of this process's share, bad ones included
@@ -233,7 +233,7 @@ class LoadRows:
         self._source, self._loader, self._model = source, loader, model
         self._rows, self._rejected, self._threads = rows, rejected, threads
 
-    def __call__(self, plan: BatchPlan) -> tuple[dict[str, np.ndarray], Account]:
+    def __call__(self, plan: BatchPlan) -> tuple[dict[str, np.ndarray], BatchStats]:
         """The arrays of a batch; none where the plan is only a report."""
         rows = plan.rows[self._rows]
         places = [place for row in rows for place in row]
@@ -251,9 +251,9 @@ class LoadRows:
                 self._model,
             )
         seen = len(places) + len(rejected)
-        return arrays, Account(seen, rejected + failed, plan.next_state)
+        return arrays, BatchStats(seen, rejected + failed, plan.next_state)
 
-    def _load(self, place: Place) -> Sample | BadSample:
+    def _load(self, place: PackedSample) -> Sample | BadSample:
         try:
             conversation = self._source[place.record]
             sample = self._loader.load(conversation)

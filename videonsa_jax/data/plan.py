@@ -19,7 +19,7 @@ from videonsa_jax.errors import UserError
 FLUSH_REJECTED = 20  # so many rejected samples are reported without waiting for a full batch
 
 
-class Measured(NamedTuple):
+class MeasuredSample(NamedTuple):
     """One element of the stream of samples."""
 
     record: int  # index in the source
@@ -28,7 +28,7 @@ class Measured(NamedTuple):
     rejected: BadSample | None = None
 
 
-class Place(NamedTuple):
+class PackedSample(NamedTuple):
     """A sample in a row."""
 
     record: int
@@ -40,12 +40,12 @@ class BatchPlan:
     """One batch or, without a bucket, only a report of rejected samples."""
 
     bucket: Bucket | None
-    rows: tuple[tuple[Place, ...], ...]
+    rows: tuple[tuple[PackedSample, ...], ...]
     rejected: tuple[BadSample, ...]  # since the plan before
-    next_state: dict  # of the Planner: from it on come the batches after this one
+    next_state: dict  # of the BatchPacker: from it on come the batches after this one
 
 
-class Planner:
+class BatchPacker:
     """Fills rows with samples in the order of the stream; a batch is full rows of one bucket."""
 
     def __init__(self, buckets: Sequence[Bucket], *, batch: int, samples_per_row: int, block: int):
@@ -54,8 +54,9 @@ class Planner:
         self._batch, self._samples_per_row, self._block = batch, samples_per_row, block
         self.position = 0  # in the stream
         self.unplaced = 0  # elements without a place in a row since the last one with
-        self._full: list[list[list[Place]]] = [[] for _ in buckets]  # full rows of each bucket
-        self._open: list[list[Place]] = [[] for _ in buckets]  # the row being filled
+        # of each bucket: full rows, and the row being filled
+        self._full: list[list[list[PackedSample]]] = [[] for _ in buckets]
+        self._open: list[list[PackedSample]] = [[] for _ in buckets]
         self._rejected: list[BadSample] = []
 
     def get_state(self) -> dict:
@@ -68,13 +69,13 @@ class Planner:
         }
 
     def set_state(self, state: dict) -> None:
-        """Takes what `get_state` of a Planner with the same arguments gave."""
+        """Takes what `get_state` of a BatchPacker with the same arguments gave."""
         self.position = state["position"]
         self._full = [[_from_json(row) for row in rows] for rows in state["full"]]
         self._open = [_from_json(row) for row in state["open"]]
         self._rejected = [BadSample(*values) for values in state["rejected"]]
 
-    def add(self, element: Measured) -> BatchPlan | None:
+    def add(self, element: MeasuredSample) -> BatchPlan | None:
         """Takes the next element of the stream; returns a plan where that completes one."""
         self.position += 1
         self.unplaced += 1
@@ -82,7 +83,7 @@ class Planner:
         if element.size is not None:
             for index, bucket in enumerate(self._buckets):
                 if self._fits([element], bucket):
-                    return self._place(index, Place(element.record, element.size))
+                    return self._place(index, PackedSample(element.record, element.size))
             rejected = BadSample(element.name, self._too_long(element.size))
         if rejected is not None:
             self._rejected.append(rejected)
@@ -90,7 +91,7 @@ class Planner:
                 return self._emit(None, ())
         return None
 
-    def _place(self, index: int, place: Place) -> BatchPlan | None:
+    def _place(self, index: int, place: PackedSample) -> BatchPlan | None:
         self.unplaced = 0
         bucket, full, row = self._buckets[index], self._full[index], self._open[index]
         if row and not self._fits([*row, place], bucket):
@@ -106,7 +107,7 @@ class Planner:
         self._full[index] = full[self._batch :]
         return self._emit(bucket, full[: self._batch])
 
-    def _fits(self, row: Sequence[Place | Measured], bucket: Bucket) -> bool:
+    def _fits(self, row: Sequence[PackedSample | MeasuredSample], bucket: Bucket) -> bool:
         vision = 0
         for place in row:
             vision = math.ceil(vision / self._block) * self._block + place.size.vision
@@ -120,25 +121,25 @@ class Planner:
             "use fewer frames, a shorter answer or a larger bucket"
         )
 
-    def _emit(self, bucket: Bucket | None, rows: Sequence[Sequence[Place]]) -> BatchPlan:
+    def _emit(self, bucket: Bucket | None, rows: Sequence[Sequence[PackedSample]]) -> BatchPlan:
         rejected, self._rejected = tuple(self._rejected), []
         return BatchPlan(bucket, tuple(tuple(row) for row in rows), rejected, self.get_state())
 
 
 class PlanDataset(grain.IterDataset):
-    """Stream of `Measured` -> stream of `BatchPlan`; a worker's slice is every n-th plan."""
+    """Stream of `MeasuredSample` -> stream of `BatchPlan`; a worker's slice is every n-th plan."""
 
     def __init__(
         self,
         parent: grain.IterDataset,
         *,
-        make_planner: Callable[[], Planner],
+        make_packer: Callable[[], BatchPacker],
         start: dict | None,
         records: int,
     ):
-        """`start`: a Planner's state, None for the beginning; `records`: of one pass."""
+        """`start`: a BatchPacker's state, None for the beginning; `records`: of one pass."""
         super().__init__(parent)
-        self._make_planner, self._start, self._records = make_planner, start, records
+        self._make_packer, self._start, self._records = make_packer, start, records
         self._slice = slice(0, None, 1)
 
     def set_slice(self, sl: slice, sequential_slice: bool = False) -> None:
@@ -147,19 +148,19 @@ class PlanDataset(grain.IterDataset):
         self._slice = sl
 
     def __iter__(self) -> "PlanIterator":
-        planner, parent = self._make_planner(), iter(self._parent)
+        packer, parent = self._make_packer(), iter(self._parent)
         if self._start is not None:
-            planner.set_state(self._start)
-            grain.experimental.set_next_index(parent, planner.position)
-        return PlanIterator(parent, planner, self._slice, self._records)
+            packer.set_state(self._start)
+            grain.experimental.set_next_index(parent, packer.position)
+        return PlanIterator(parent, packer, self._slice, self._records)
 
 
 class PlanIterator(grain.DatasetIterator):
     """See `PlanDataset`."""
 
-    def __init__(self, parent: grain.DatasetIterator, planner: Planner, sl: slice, records: int):
+    def __init__(self, parent: grain.DatasetIterator, packer: BatchPacker, sl: slice, records: int):
         super().__init__(parent)
-        self._planner, self._records = planner, records
+        self._packer, self._records = packer, records
         self._skip, self._step = sl.start, sl.step
 
     def __next__(self) -> BatchPlan:
@@ -169,27 +170,27 @@ class PlanIterator(grain.DatasetIterator):
         return self._next_plan()
 
     def _next_plan(self) -> BatchPlan:
-        while self._planner.unplaced < self._records + FLUSH_REJECTED:
-            plan = self._planner.add(next(self._parent))
+        while self._packer.unplaced < self._records + FLUSH_REJECTED:
+            plan = self._packer.add(next(self._parent))
             if plan is not None:
                 return plan
         raise UserError(
             f"a whole pass over {self._records} samples gave none to train on: all are bad, or "
-            "left out by data.keep_frames"
+            "left out by data.frame_count_range"
         )
 
     def get_state(self) -> dict:
-        return {"skip": self._skip, "planner": self._planner.get_state()}
+        return {"skip": self._skip, "packer": self._packer.get_state()}
 
     def set_state(self, state: dict) -> None:
         self._skip = state["skip"]
-        self._planner.set_state(state["planner"])
-        grain.experimental.set_next_index(self._parent, self._planner.position)
+        self._packer.set_state(state["packer"])
+        grain.experimental.set_next_index(self._parent, self._packer.position)
 
 
-def _to_json(row: Sequence[Place]) -> list:
+def _to_json(row: Sequence[PackedSample]) -> list:
     return [[place.record, *place.size] for place in row]
 
 
-def _from_json(row: list) -> list[Place]:
-    return [Place(record, Size(vision, text)) for record, vision, text in row]
+def _from_json(row: list) -> list[PackedSample]:
+    return [PackedSample(record, Size(vision, text)) for record, vision, text in row]

@@ -13,10 +13,10 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from videonsa_jax.config.schema import DataConfig, VisionConfig
+from videonsa_jax.data.bad_samples import BadSampleLog, lost_files
 from videonsa_jax.data.chat import Message
 from videonsa_jax.data.decoder_pool import DecoderPool
 from videonsa_jax.data.errors import BadSample, about_sample
-from videonsa_jax.data.ledger import Ledger, lost_files
 from videonsa_jax.data.load import FrameReader
 from videonsa_jax.data.sources import Conversation, Source
 from videonsa_jax.data.visuals import Encoded
@@ -69,7 +69,7 @@ def prepare(
 
     Args:
       source: conversations.
-      data: sampling rule, pixel limits, `keep_frames`, threads; the rest is not used.
+      data: sampling rule, pixel limits, `frame_count_range`, threads; the rest is not used.
       cfg: patch geometry, which sizes are rounded to.
       out: a new folder; it also gets bad_samples.jsonl.
       image_format: jpeg (quality 95), or png, which loses nothing.
@@ -83,7 +83,7 @@ def prepare(
     if next(pathlib.Path(out).glob("video_chat/*/dataset_info.json"), None):
         raise UserError(f"{out}: holds a prepared dataset already; choose another folder")
     bad_samples = pathlib.Path(out) / "bad_samples.jsonl"
-    ledger = Ledger(bad_samples, data.max_bad_fraction, records=len(source))
+    bad_log = BadSampleLog(bad_samples, data.max_bad_fraction, records=len(source))
     decoders = DecoderPool(data.threads, data.decode_timeout_s, lost_files(bad_samples))
     reader, kept = FrameReader(data, cfg, decoders), 0
 
@@ -101,7 +101,7 @@ def prepare(
         encoded = grain.MapDataset.range(len(source)).map(encode)
         for index, example in enumerate(encoded.to_iter_dataset(reading, allow_nones=True)):
             is_bad = isinstance(example, BadSample)
-            ledger.add(1, [example] if is_bad else [])
+            bad_log.add(1, [example] if is_bad else [])
             if example is not None and not is_bad:
                 kept += 1
                 yield index, example
@@ -110,7 +110,7 @@ def prepare(
 
     with decoders:
         VideoChat(examples, str(out)).download_and_prepare()
-    return {"seen": ledger.seen, "bad": ledger.bad, "kept": kept}
+    return {"seen": bad_log.seen, "bad": bad_log.bad, "kept": kept}
 
 
 class PreparedSource:
@@ -150,7 +150,7 @@ class PreparedSource:
 def _encode(
     conversation: Conversation, reader: FrameReader, image_format: ImageFormat
 ) -> dict | None:
-    """An example of `VideoChat`; None where `keep_frames` leaves it out."""
+    """An example of `VideoChat`; None where `frame_count_range` leaves it out."""
     images, seconds, visuals = [], [], []
     for reference in conversation.visuals:
         if reader.outline(reference) is None:

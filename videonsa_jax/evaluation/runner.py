@@ -15,9 +15,9 @@ import numpy as np
 from videonsa_jax.batch import Batch
 from videonsa_jax.config.schema import DataConfig, EvalConfig
 from videonsa_jax.data import load, pack, sources
+from videonsa_jax.data.bad_samples import BadSampleLog, lost_files
 from videonsa_jax.data.decoder_pool import DecoderPool
 from videonsa_jax.data.errors import BadSample, about_sample
-from videonsa_jax.data.ledger import Ledger, lost_files
 from videonsa_jax.data.pack import Bucket
 from videonsa_jax.data.sample import Sample, Visual
 from videonsa_jax.data.tokenizer import Tokenizer
@@ -33,7 +33,7 @@ SAMPLING = ("fps", "min_frames", "max_frames", "min_pixels", "max_pixels", "tota
 
 
 @dataclasses.dataclass(frozen=True)
-class Examiner:
+class Evaluator:
     """A model and all that decides what it answers.
 
     Attributes:
@@ -127,7 +127,7 @@ class Examiner:
 
 
 def evaluate(
-    examiner: Examiner, questions: Sequence[Question], *, task: str, out: str | pathlib.Path
+    evaluator: Evaluator, questions: Sequence[Question], *, task: str, out: str | pathlib.Path
 ) -> dict[str, Any]:
     """Answers the questions and scores the answers.
 
@@ -137,31 +137,33 @@ def evaluate(
     as wrong, and is listed in `out/bad_samples.jsonl`.
 
     Args:
-      examiner: the model and its settings.
+      evaluator: the model and its settings.
       questions: with distinct ids, see `videonsa_jax.evaluation.tasks.load`.
       task: names the files.
       out: folder, made if it does not exist.
 
     Returns:
       The summary: `scoring.summarize`'s fields (accuracy, n, kinds, chance, n_failed, n_unparsed),
-      and task, attention, blind, checkpoint, settings (`Examiner.settings`), wall_s of this call.
+      and task, attention, blind, checkpoint, settings (`Evaluator.settings`), wall_s of this call.
 
     Raises:
       UserError: `out` holds rows of other settings.
     """
     started = time.monotonic()
     out = pathlib.Path(out)
-    with ResultFile(out / f"{task}.jsonl", examiner.settings) as results:
-        ledger = Ledger(out / "bad_samples.jsonl", max_bad_fraction=1.0, records=len(questions))
-        _answer_missing(examiner, questions, results, ledger, label=task)
+    with ResultFile(out / f"{task}.jsonl", evaluator.settings) as results:
+        bad_log = BadSampleLog(
+            out / "bad_samples.jsonl", max_bad_fraction=1.0, records=len(questions)
+        )
+        _answer_missing(evaluator, questions, results, bad_log, label=task)
         rows = results.rows([q.id for q in questions])
     summary = {
         "task": task,
         **scoring.summarize(rows),
-        "attention": examiner.model.cfg.attention,
-        "blind": examiner.blind,
-        "checkpoint": examiner.checkpoint,
-        "settings": examiner.settings,
+        "attention": evaluator.model.cfg.attention,
+        "blind": evaluator.blind,
+        "checkpoint": evaluator.checkpoint,
+        "settings": evaluator.settings,
         "wall_s": round(time.monotonic() - started, 3),
     }
     write_json(out / f"{task}_summary.json", summary)
@@ -169,27 +171,27 @@ def evaluate(
 
 
 def _answer_missing(
-    examiner: Examiner,
+    evaluator: Evaluator,
     questions: Sequence[Question],
     results: ResultFile,
-    ledger: Ledger,
+    bad_log: BadSampleLog,
     *,
     label: str,
 ) -> None:
     """Groups are those of an uninterrupted run, so that each row is computed in the same batch."""
-    size, data = examiner.cfg.batch, examiner.data
+    size, data = evaluator.cfg.batch, evaluator.data
     groups = [questions[i : i + size] for i in range(0, len(questions), size)]
     groups = [group for group in groups if any(q.id not in results for q in group)]
     right = [row["correct"] for row in results.rows([q.id for q in questions])]
     with (
         ThreadPoolExecutor(data.threads) as pool,
         # inside, so that no thread still waits for a decoder when the threads are joined
-        DecoderPool(data.threads, data.decode_timeout_s, lost_files(ledger.path)) as decoders,
+        DecoderPool(data.threads, data.decode_timeout_s, lost_files(bad_log.path)) as decoders,
         Progress(label, len(questions), done=len(right)) as progress,
     ):
-        for group, samples in _one_ahead(pool, lambda q: _load(examiner, q, decoders), groups):
-            ledger.add(len(samples), [s for s in samples if isinstance(s, BadSample)])
-            new = [row for row in _rows(examiner, group, samples) if row["id"] not in results]
+        for group, samples in _one_ahead(pool, lambda q: _load(evaluator, q, decoders), groups):
+            bad_log.add(len(samples), [s for s in samples if isinstance(s, BadSample)])
+            new = [row for row in _rows(evaluator, group, samples) if row["id"] not in results]
             for row in new:
                 results.append(row)
             right += [row["correct"] for row in new]
@@ -210,19 +212,19 @@ def _one_ahead(
         yield group, [future.result() for future in futures]
 
 
-def _load(examiner: Examiner, question: Question, decoders: DecoderPool) -> Sample | BadSample:
+def _load(evaluator: Evaluator, question: Question, decoders: DecoderPool) -> Sample | BadSample:
     try:
         with about_sample(question.name):
-            return examiner.load(question, decoders)
+            return evaluator.load(question, decoders)
     except BadSample as error:
         return error
 
 
 def _rows(
-    examiner: Examiner, questions: Sequence[Question], samples: Sequence[Sample | BadSample]
+    evaluator: Evaluator, questions: Sequence[Question], samples: Sequence[Sample | BadSample]
 ) -> list[dict[str, Any]]:
     good = [sample for sample in samples if isinstance(sample, Sample)]
-    answers = iter(examiner.answer(good))
+    answers = iter(evaluator.answer(good))
     return [
         _row(question, error=sample)
         if isinstance(sample, BadSample)

@@ -1,4 +1,4 @@
-"""A run's config and checkpoint -> an examiner."""
+"""A run's config and checkpoint -> an evaluator."""
 
 import dataclasses
 
@@ -10,11 +10,11 @@ from videonsa_jax.data.tokenizer import Tokenizer
 from videonsa_jax.errors import UserError
 from videonsa_jax.evaluation import tasks
 from videonsa_jax.evaluation.question import Question
-from videonsa_jax.evaluation.runner import Examiner
+from videonsa_jax.evaluation.runner import Evaluator
 from videonsa_jax.training import checkpoint, state
 
 
-def open_examiner(cfg: RunConfig, folder: str, mesh: Mesh, *, blind: bool = False) -> Examiner:
+def open_evaluator(cfg: RunConfig, folder: str, mesh: Mesh, *, blind: bool = False) -> Evaluator:
     """Loads the newest parameters of `folder` onto the mesh.
 
     Raises:
@@ -28,7 +28,7 @@ def open_examiner(cfg: RunConfig, folder: str, mesh: Mesh, *, blind: bool = Fals
         tokenizer = Tokenizer.from_dir(cfg.data.tokenizer)
     except (OSError, ValueError) as error:
         raise UserError(f"config.data.tokenizer: {error}") from error
-    return Examiner(
+    return Evaluator(
         model=nnx.merge(graphdef, params),
         tokenizer=tokenizer,
         data=cfg.data,

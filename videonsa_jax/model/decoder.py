@@ -110,6 +110,7 @@ class TextDecoder(nnx.Module):
     """Token embedding, decoder layers, final norm and head."""
 
     def __init__(self, cfg: ModelConfig, *, compute: ComputeConfig, rules: Rules, rngs: nnx.Rngs):
+        mode_of(cfg)  # an unknown one is an error before anything is made
         self.cfg, self.compute, self.rules = cfg, compute, rules
         text = cfg.text
         self.embed = Embedding(text.vocab_size, text.d_model, rngs=rngs)

@@ -136,7 +136,7 @@ _REMAT = {  # what a layer's backward pass may reuse instead of recomputing
     "dots": jax.checkpoint_policies.save_from_both_policies(
         jax.checkpoint_policies.dots_with_no_batch_dims_saveable, _BLOCKS
     ),
-    "blocks": _BLOCKS,
+    "save_selection": _BLOCKS,
     "full": jax.checkpoint_policies.nothing_saveable,
 }
 
@@ -149,7 +149,7 @@ def scan_layers(stack: nnx.Module, body, carry, per_layer=None, *, remat: str):
       body: (one layer's module, carry, its slice of `per_layer`) -> carry.
       carry: pytree of arrays.
       per_layer: pytree of arrays with the layer axis first.
-      remat: "none", "dots", "blocks" or "full", see `ComputeConfig`.
+      remat: "none", "dots", "save_selection" or "full", see `ComputeConfig`.
     """
     graphdef, params = nnx.split(stack)
 

@@ -118,14 +118,14 @@ def check_rows(
 
 
 @dataclasses.dataclass(frozen=True)
-class RowShare:
+class ShardIndex:
     """The rows of a batch that a process loads: share `index` of `count` equal ones."""
 
     index: int = 0
     count: int = 1
 
 
-def row_share(rules: Rules, mesh: Mesh) -> RowShare:
+def row_shard(rules: Rules, mesh: Mesh) -> ShardIndex:
     """Of this process: the rows that its devices work on.
 
     Processes whose devices work on the same rows have the same share, and each loads it.
@@ -149,7 +149,7 @@ def row_share(rules: Rules, mesh: Mesh) -> RowShare:
             f"sizes that divide, or are a multiple of, the {devices.size // len(held)} devices of "
             "a process"
         )
-    return RowShare(shares.index(tuple(held[jax.process_index()])), len(shares))
+    return ShardIndex(shares.index(tuple(held[jax.process_index()])), len(shares))
 
 
 def global_batch(
@@ -158,15 +158,15 @@ def global_batch(
     """The rows that this process loaded -> its part of the batch of all processes.
 
     Args:
-      arrays: the array fields of `Batch`, of this process's `row_share`.
+      arrays: the array fields of `Batch`, of this process's `row_shard`.
       frame_patches: its static field.
       rules: `batch` and `seq` say over which mesh axes rows and their slots are split.
       mesh: of all processes.
 
     Raises:
-      UserError: the rows or their slots cannot be split evenly over the mesh; as `row_share`.
+      UserError: the rows or their slots cannot be split evenly over the mesh; as `row_shard`.
     """
-    count = row_share(rules, mesh).count
+    count = row_shard(rules, mesh).count
     sharding = NamedSharding(mesh, rules.spec("batch", "seq"))
     placed = {}
     for name, value in arrays.items():

@@ -45,7 +45,7 @@ class Checkpointer:
         self._names = _CompleteSteps(hidden)
         self._saving: int | None = None
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=cfg.train.keep, step_name_format=self._names
+            max_to_keep=cfg.train.max_to_keep, step_name_format=self._names
         )
         with checkpoint_steps.reading(self._folder):
             self._manager = ocp.CheckpointManager(self._folder, item_names=ITEMS, options=options)

@@ -21,7 +21,7 @@ FILE = "metrics.jsonl"
 KINDS = ("compile", "data", "step", "checkpoint")  # what a run spends time on
 
 
-class Report:
+class TrainLogger:
     """Everything a run says about itself while it trains; silent on all processes but one.
 
     On a terminal a progress bar stands under the lines; in a file there are only lines.

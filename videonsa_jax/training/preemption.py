@@ -13,7 +13,7 @@ class Preempted(Exception):
     """A run stopped because the machine asked for it; all of it is in its newest checkpoint."""
 
 
-class Notice:
+class PreemptionHandler:
     """Listens for SIGTERM, which schedulers send some time before they take a machine away.
 
     Of several processes any may get it; JAX makes all of them stop after the same step.

@@ -14,7 +14,7 @@ from videonsa_jax.config.run import RunConfig
 from videonsa_jax.errors import UserError
 from videonsa_jax.training import rendezvous
 
-PATIENCE = 300  # seconds that a process waits for the others
+CONNECT_TIMEOUT_S = 300  # seconds that a process waits for the others
 SHOWN = 3  # fields that differ
 
 
@@ -23,7 +23,7 @@ def join(
     num_processes: int | None,
     process_id: int | None,
     *,
-    patience: float = PATIENCE,
+    connect_timeout_s: float = CONNECT_TIMEOUT_S,
 ) -> None:
     """Connects the processes of one run; does nothing for a run of one process.
 
@@ -35,14 +35,14 @@ def join(
       coordinator: HOST:PORT of process 0.
       num_processes: of the run.
       process_id: which of them this is.
-      patience: seconds to wait for process 0, and then for all.
+      connect_timeout_s: seconds to wait for process 0, and then for all.
 
     Raises:
       UserError: some of the three are given and some are not, or they make no sense, or process 0
         cannot be reached, or others did not come to it, or there is no cluster to ask.
     """
     if coordinator == "auto":
-        _ask_cluster(patience)
+        _ask_cluster(connect_timeout_s)
         return
     env = os.environ
     settings = {
@@ -58,13 +58,13 @@ def join(
     address, count, index = settings.values()
     if not 0 <= index < count:
         raise UserError(f"--process_id={index} must be in 0..{count - 1}: --num_processes={count}")
-    rendezvous.meet(address, count, index, patience)
-    jax.distributed.initialize(address, count, index, initialization_timeout=int(patience))
+    rendezvous.wait_for_peers(address, count, index, connect_timeout_s)
+    jax.distributed.initialize(address, count, index, initialization_timeout=int(connect_timeout_s))
 
 
-def _ask_cluster(patience: float) -> None:
+def _ask_cluster(connect_timeout_s: float) -> None:
     try:
-        jax.distributed.initialize(initialization_timeout=int(patience))
+        jax.distributed.initialize(initialization_timeout=int(connect_timeout_s))
     except ValueError as error:
         raise UserError(
             f"--coordinator=auto: JAX knows no cluster here ({error}); give "

@@ -9,7 +9,7 @@ import jax
 FOLDER = "profile"  # inside a run's working directory
 
 
-class Window:
+class StepProfiler:
     """The steps first..last of a run, or none. As a context, it ends a trace that is left open."""
 
     def __init__(self, workdir: pathlib.Path, steps: tuple[int, int] | None):

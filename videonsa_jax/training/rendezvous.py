@@ -10,19 +10,19 @@ import time
 
 from videonsa_jax.errors import UserError
 
-GREETING = "videonsa_jax"  # tells the processes of a run from others that use the same port
+MAGIC = "videonsa_jax"  # tells the processes of a run from others that use the same port
 SILENCE = 5  # seconds until a connection that says nothing is given up
 SHOWN = 8  # missing processes
 
 
-def meet(address: str, count: int, index: int, patience: float) -> None:
+def wait_for_peers(address: str, count: int, index: int, connect_timeout_s: float) -> None:
     """Returns when all processes of a run have called it; process 0 leaves its port free.
 
     Args:
       address: HOST:PORT of process 0.
       count: processes of the run.
       index: which of them this is.
-      patience: seconds to wait for process 0, and then for all.
+      connect_timeout_s: seconds to wait for process 0, and then for all.
 
     Raises:
       UserError: the address is none, process 0 was not reached or cannot listen, or, on all that
@@ -32,25 +32,27 @@ def meet(address: str, count: int, index: int, patience: float) -> None:
     if not host or not port.isdigit():
         raise UserError(f"--coordinator={address} must be HOST:PORT of process 0")
     if index:
-        problem = _visit(host.strip("[]"), int(port), f"{GREETING} {index} {count}\n", patience)
+        problem = _visit(
+            host.strip("[]"), int(port), f"{MAGIC} {index} {count}\n", connect_timeout_s
+        )
     else:
-        problem = _receive(int(port), count, patience)
+        problem = _receive(int(port), count, connect_timeout_s)
     if problem:
         raise UserError(f"--coordinator={address} {problem}")
 
 
-def _receive(port: int, count: int, patience: float) -> str:
+def _receive(port: int, count: int, connect_timeout_s: float) -> str:
     """Process 0: waits for the others and tells each what is wrong, or nothing."""
     try:
         server = _listen(port, count)
     except (OSError, OverflowError) as error:
         return f"cannot be listened on by process 0 ({error}); choose another port"
     with server, contextlib.ExitStack() as connections:
-        guests = {}
-        problem = _gather(server, count, patience, guests, connections)
-        for guest in guests.values():
+        peers = {}
+        problem = _gather(server, count, connect_timeout_s, peers, connections)
+        for peer in peers.values():
             with contextlib.suppress(OSError):  # it waited no longer
-                guest.sendall(f"{GREETING} {problem}\n".encode())
+                peer.sendall(f"{MAGIC} {problem}\n".encode())
     return problem
 
 
@@ -61,47 +63,47 @@ def _listen(port: int, backlog: int) -> socket.socket:
     return socket.create_server(("", port), backlog=backlog)
 
 
-def _gather(server, count, patience, guests, connections) -> str:
-    """Fills `guests`, the connection of each other process; what is wrong, or nothing."""
-    deadline = time.monotonic() + patience
-    while missing := [str(index) for index in range(1, count) if index not in guests]:
+def _gather(server, count, connect_timeout_s, peers, connections) -> str:
+    """Fills `peers`, the connection of each other process; what is wrong, or nothing."""
+    deadline = time.monotonic() + connect_timeout_s
+    while missing := [str(index) for index in range(1, count) if index not in peers]:
         left = deadline - time.monotonic()
         if left <= 0:
             return (
                 f"was reached by {count - len(missing)} of {count} processes within "
-                f"{patience:.0f} s, not by {', '.join(missing[:SHOWN])}"
+                f"{connect_timeout_s:.0f} s, not by {', '.join(missing[:SHOWN])}"
                 f"{' ...' if missing[SHOWN:] else ''}; start the same command for each"
             )
         server.settimeout(left)
         # Nobody came, or it said nothing, or something that no process of a run says.
         with contextlib.suppress(OSError, ValueError):
-            guest = connections.enter_context(server.accept()[0])
-            guest.settimeout(SILENCE)
-            greeting, index, theirs = guest.makefile().readline().split()
-            if greeting == GREETING:
-                guests[int(index)] = guest
+            peer = connections.enter_context(server.accept()[0])
+            peer.settimeout(SILENCE)
+            greeting, index, theirs = peer.makefile().readline().split()
+            if greeting == MAGIC:
+                peers[int(index)] = peer
                 if int(theirs) != count:
                     return f"has --num_processes={count}, but process {index} has {theirs}"
     return ""
 
 
-def _visit(host: str, port: int, greeting: str, patience: float) -> str:
+def _visit(host: str, port: int, greeting: str, connect_timeout_s: float) -> str:
     """Another process: goes to process 0, and hears what is wrong, or nothing."""
-    deadline = time.monotonic() + patience
+    deadline = time.monotonic() + connect_timeout_s
     while True:
         try:
             with socket.create_connection((host, port), timeout=SILENCE) as connection:
                 connection.sendall(greeting.encode())
-                connection.settimeout(patience + SILENCE)
+                connection.settimeout(connect_timeout_s + SILENCE)
                 answer = connection.makefile(errors="replace").readline()
-            if answer.startswith(GREETING):
-                return answer.removeprefix(GREETING).strip()
+            if answer.startswith(MAGIC):
+                return answer.removeprefix(MAGIC).strip()
             reason = "what answers is not process 0 of this run"
         except (OSError, OverflowError) as error:
             reason = error
         if time.monotonic() > deadline:
             return (
-                f"was not reached within {patience:.0f} s ({reason}); is process 0 running, and "
-                "its port open?"
+                f"was not reached within {connect_timeout_s:.0f} s ({reason}); is process 0 "
+                "running, and its port open?"
             )
-        time.sleep(min(1, patience / 10))
+        time.sleep(min(1, connect_timeout_s / 10))

@@ -139,7 +139,7 @@ def gradients(
         return jax.tree.map(jnp.add, total, (loss, accuracy, grads)), None
 
     zero = (jnp.float32(0), jnp.float32(0), jax.tree.map(jnp.zeros_like, trained))
-    total, _ = jax.lax.scan(add_part, zero, _parts(batch, optimizer.cfg.accumulation))
+    total, _ = jax.lax.scan(add_part, zero, _parts(batch, optimizer.cfg.grad_accum_steps))
     return total
 
 
@@ -148,7 +148,9 @@ def _parts(batch: Batch, count: int) -> Batch:
 
     rows = len(batch.text_tokens)
     if rows % count:
-        raise UserError(f"{rows} rows a step cannot be cut into config.optim.accumulation={count}")
+        raise UserError(
+            f"{rows} rows a step cannot be cut into config.optim.grad_accum_steps={count}"
+        )
 
     def split(x):
         return x.reshape(x.shape[0] // count, count, *x.shape[1:]).swapaxes(0, 1)

@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 from PIL import Image
 
-from tests import examiners
+from tests import evaluators
 from videonsa_jax.analysis import __main__ as program
 from videonsa_jax.analysis import attended, frames, gates, loss, selection
 from videonsa_jax.config.schema import NSAConfig
@@ -19,14 +19,14 @@ from videonsa_jax.training import checkpoint
 
 
 @pytest.fixture(scope="module")
-def examiner(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("examiner")
-    return examiners.build(folder, examiners.write_clips(folder, 2))
+def evaluator(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("evaluator")
+    return evaluators.build(folder, evaluators.write_clips(folder, 2))
 
 
 @pytest.fixture(scope="module")
-def questions(examiner):
-    return tasks.load("needle", examiner.data.source[0])
+def questions(evaluator):
+    return tasks.load("needle", evaluator.data.source[0])
 
 
 def table_of(out, name):
@@ -68,10 +68,10 @@ def test_loss_of_a_folder_without_metrics_is_one_line(tmp_path):
         program.main(["loss", str(tmp_path), f"--out={tmp_path}"])
 
 
-def test_gates_are_averaged_over_tokens_and_heads(examiner, questions, tmp_path):
-    samples = [examiner.load(question) for question in questions]
-    summary = gates.profile(examiner, samples, tmp_path)
-    assert summary["vision_tokens"] == 2 * examiners.VISION_TOKENS
+def test_gates_are_averaged_over_tokens_and_heads(evaluator, questions, tmp_path):
+    samples = [evaluator.load(question) for question in questions]
+    summary = gates.profile(evaluator, samples, tmp_path)
+    assert summary["vision_tokens"] == 2 * evaluators.VISION_TOKENS
     rows = table_of(tmp_path, "gates")
     assert [(row["layer"], row["branch"]) for row in rows] == [
         (layer, branch) for layer in "01" for branch in ("cmp", "slc", "swa")
@@ -81,12 +81,12 @@ def test_gates_are_averaged_over_tokens_and_heads(examiner, questions, tmp_path)
         assert float(row["mean"]) == summary["mean"][row["branch"]][int(row["layer"])]
 
 
-def test_gates_equal_their_biases_where_nothing_else_counts(examiner, questions, tmp_path):
-    model = examiner.model
+def test_gates_equal_their_biases_where_nothing_else_counts(evaluator, questions, tmp_path):
+    model = evaluator.model
     out = model.text.layers.gates.out
     kernel, bias = out.kernel[...], out.bias[...]
     out.kernel[...], out.bias[...] = 0 * kernel, 0 * bias + 0.3 * np.log(3.0)
-    summary = gates.profile(examiner, [examiner.load(questions[0])], tmp_path)
+    summary = gates.profile(evaluator, [evaluator.load(questions[0])], tmp_path)
     out.kernel[...], out.bias[...] = kernel, bias
     np.testing.assert_allclose(list(summary["mean"].values()), 0.75, atol=1e-6)
     for row in table_of(tmp_path, "gates"):
@@ -94,39 +94,39 @@ def test_gates_equal_their_biases_where_nothing_else_counts(examiner, questions,
         assert abs(float(row["quartile_3"]) - 0.75) <= 1e-3
 
 
-def test_selection_counts_what_the_layers_select(examiner, questions, tmp_path):
-    summary = selection.strip(examiner, questions[0], tmp_path)
+def test_selection_counts_what_the_layers_select(evaluator, questions, tmp_path):
+    summary = selection.strip(evaluator, questions[0], tmp_path)
     assert summary["id"] == questions[0].id
     assert summary["selected_pairs_counted"] == [summary["selected_pairs"]] * 2
     rows = table_of(tmp_path, "selection")
-    assert len(rows) == 2 * examiners.VISION_TOKENS // 4
+    assert len(rows) == 2 * evaluators.VISION_TOKENS // 4
     by_last = [float(row["by_last"]) for row in rows if row["layer"] == "0"]
     assert by_last[-1] == 1  # the last frames' own block
     assert sum(by_last) == pytest.approx(2)  # block_count
 
 
-def test_selection_of_an_unreadable_video_is_one_line(examiner, questions, tmp_path):
+def test_selection_of_an_unreadable_video_is_one_line(evaluator, questions, tmp_path):
     record = {**questions[0].record, "video": "nowhere.mp4"}
     with pytest.raises(UserError, match=r"nowhere\.mp4: no such file"):
-        selection.strip(examiner, dataclasses.replace(questions[0], record=record), tmp_path)
+        selection.strip(evaluator, dataclasses.replace(questions[0], record=record), tmp_path)
 
 
-def test_frames_come_back_from_patches(examiner, questions):
-    sample = examiner.load(questions[0])
-    steps = frames.steps(sample, examiner.model.cfg.vision)
+def test_frames_come_back_from_patches(evaluator, questions):
+    sample = evaluator.load(questions[0])
+    steps = frames.steps(sample, evaluator.model.cfg.vision)
     assert [step.seconds for step in steps] == [i / 4 for i in range(8)]
     assert {step.tokens for step in steps} == {4}
-    images = frames.unpatchify(sample.visuals[0], examiner.model.cfg.vision)
+    images = frames.unpatchify(sample.visuals[0], evaluator.model.cfg.vision)
     np.testing.assert_array_equal(images[::2], [step.image for step in steps])
-    again = frames.processor.patchify(images, examiner.model.cfg.vision)
+    again = frames.processor.patchify(images, evaluator.model.cfg.vision)
     np.testing.assert_allclose(again, sample.visuals[0].patches, atol=1e-5)
 
 
-def test_command_line_draws_a_checkpoint(examiner, questions, tmp_path):
-    params = nnx.to_pure_dict(nnx.state(examiner.model, nnx.Param))
-    checkpoint.save_params(tmp_path / "weights", params, examiner.model.cfg)
+def test_command_line_draws_a_checkpoint(evaluator, questions, tmp_path):
+    params = nnx.to_pure_dict(nnx.state(evaluator.model, nnx.Param))
+    checkpoint.save_params(tmp_path / "weights", params, evaluator.model.cfg)
     common = [
-        f"--config={examiners.write_config(tmp_path / 'config.py', examiner)}",
+        f"--config={evaluators.write_config(tmp_path / 'config.py', evaluator)}",
         "--config.mesh.data=8",
         f"--out={tmp_path}",
     ]

@@ -30,7 +30,7 @@ def test_the_7b_recipe_is_split_over_devices(variant, devices):
     whole = sum(4 * x.abstract.size for x in layouts)
     small = 50e6  # biases and the like, which every device holds
     assert sum(x.bytes_per_device for x in layouts) < whole / devices + small
-    assert cfg.data.batch == 32 == cfg.optim.accumulation * cfg.mesh.fsdp
+    assert cfg.data.batch == 32 == cfg.optim.grad_accum_steps * cfg.mesh.fsdp
 
 
 def test_a_training_step_donates_its_state(mesh):

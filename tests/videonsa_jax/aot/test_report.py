@@ -85,7 +85,7 @@ def test_strategies_that_fit_come_first_then_those_that_lack_least(tmp_path):
 
 
 def test_memory_is_known_by_kind_before_anything_is_compiled():
-    overrides = ("model.text.vocab_size=256", "mesh.fsdp=8", "optim.accumulation=2")
+    overrides = ("model.text.vocab_size=256", "mesh.fsdp=8", "optim.grad_accum_steps=2")
     cfg = parse(load_config("configs/videonsa_7b_sft.py:smoke"), overrides)
     shape = RowShape(rows=16, vision_tokens=64, text_tokens=32)
     mesh = make_mesh(cfg.mesh)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from videonsa_jax.aot.topology import NotHere, parse_topology
+from videonsa_jax.aot.topology import ToolchainMissing, parse_topology
 from videonsa_jax.errors import UserError
 from videonsa_jax.sharding.mesh_config import MeshConfig
 
@@ -40,5 +40,5 @@ def test_a_wrong_name_is_explained(name, message):
 def test_a_python_that_cannot_compile_for_the_devices_says_what_it_lacks(name, monkeypatch):
     topology = parse_topology(name)
     monkeypatch.setattr("videonsa_jax.aot.topology._installed", lambda name: False)
-    with pytest.raises(NotHere, match=f"{topology.chip.packages[0]}.* not installed"):
+    with pytest.raises(ToolchainMissing, match=f"{topology.chip.packages[0]}.* not installed"):
         topology.mesh(MeshConfig(fsdp=topology.size))

@@ -58,8 +58,8 @@ def make(videos, tokenizer_dir, model, write_jsonl, tmp_path):
             data,
             model,
             bad_samples=tmp_path / f"bad_samples.{share[0]}.jsonl",
-            share_index=share[0],
-            share_count=share[1],
+            shard_index=share[0],
+            num_shards=share[1],
         )
         opened.append(batches)
         return batches
@@ -259,7 +259,7 @@ def test_the_list_of_bad_samples_is_continued(make, tmp_path):
 
 def test_keep_frames_leaves_videos_out_without_counting_them_as_bad(make, tokenizer):
     """At 8 frames per second, videos 3 to 6 of 24 to 36 frames have 8 to 12."""
-    batches = make(keep_frames=(8, 12))
+    batches = make(frame_count_range=(8, 12))
     got = {a for b in take(batches, 4) for a in answers(b, tokenizer)}
     assert got == {f"Answer {i}.<|im_end|>" for i in range(3, 7)}
     assert batches.counts == {"seen": 8, "bad": 0}

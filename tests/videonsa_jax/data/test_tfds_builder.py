@@ -95,7 +95,7 @@ def test_bad_and_unwanted_videos_are_left_out(data, model, tmp_path, write_jsonl
         data,
         source=(str(source),),
         video_root=str(path.parent),
-        keep_frames=(6, 8),
+        frame_count_range=(6, 8),
         max_bad_fraction=1.0,
     )
     counts = prepare(chosen, model, tmp_path / "out")

@@ -6,33 +6,33 @@ import json
 import numpy as np
 import pytest
 
-from tests import bad_decoders, examiners
+from tests import bad_decoders, evaluators
 from videonsa_jax.config.schema import EvalConfig
 from videonsa_jax.data import references
 from videonsa_jax.errors import UserError
 from videonsa_jax.evaluation import tasks
 from videonsa_jax.evaluation.results import ResultFile
-from videonsa_jax.evaluation.runner import Examiner, evaluate
+from videonsa_jax.evaluation.runner import Evaluator, evaluate
 
 COUNT = 10  # groups of 4, 4 and 2
 
 
 @pytest.fixture(scope="module")
-def examiner(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("examiner")
-    return examiners.build(folder, examiners.write_clips(folder, COUNT))
+def evaluator(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("evaluator")
+    return evaluators.build(folder, evaluators.write_clips(folder, COUNT))
 
 
 @pytest.fixture(scope="module")
-def questions(examiner):
-    return tasks.load("needle", examiner.data.source[0])
+def questions(evaluator):
+    return tasks.load("needle", evaluator.data.source[0])
 
 
 @pytest.fixture(scope="module")
-def whole(examiner, questions, tmp_path_factory):
+def whole(evaluator, questions, tmp_path_factory):
     """The folder of an evaluation that nothing interrupted."""
     out = tmp_path_factory.mktemp("whole")
-    evaluate(examiner, questions, task="needle", out=out)
+    evaluate(evaluator, questions, task="needle", out=out)
     return out
 
 
@@ -53,61 +53,61 @@ def test_rows_say_what_was_asked_seen_and_answered(whole, questions):
         assert frames["count"] == 16
 
 
-def test_summary_agrees_with_the_rows(whole, examiner):
+def test_summary_agrees_with_the_rows(whole, evaluator):
     summary = json.loads((whole / "needle_summary.json").read_text())
     rows = rows_of(whole)
     assert summary["n"] == summary["kinds"]["first"]["n"] == COUNT
     assert summary["accuracy"] == sum(row["correct"] for row in rows) / COUNT
     assert summary["chance"] == 0.25
     assert summary["attention"] == "paper"
-    assert summary["settings"] == examiner.settings
+    assert summary["settings"] == evaluator.settings
 
 
-def test_interrupted_evaluation_continues_to_the_same_rows(whole, examiner, questions, tmp_path):
+def test_interrupted_evaluation_continues_to_the_same_rows(whole, evaluator, questions, tmp_path):
     groups = []
 
-    class Killed(Examiner):
+    class Killed(Evaluator):
         def answer(self, samples):
             if groups:
                 raise KeyboardInterrupt
             groups.append(len(samples))
             return super().answer(samples)
 
-    fields = {f.name: getattr(examiner, f.name) for f in dataclasses.fields(Examiner)}
+    fields = {f.name: getattr(evaluator, f.name) for f in dataclasses.fields(Evaluator)}
     with pytest.raises(KeyboardInterrupt):
         evaluate(Killed(**fields), questions, task="needle", out=tmp_path)
     assert len(rows_of(tmp_path)) == 4
     assert not (tmp_path / "needle_summary.json").exists()
-    evaluate(examiner, questions, task="needle", out=tmp_path)
+    evaluate(evaluator, questions, task="needle", out=tmp_path)
     name = "needle.jsonl"
     assert (tmp_path / name).read_bytes() == (whole / name).read_bytes()
 
 
-def test_torn_last_line_is_asked_again(whole, examiner, questions, tmp_path):
+def test_torn_last_line_is_asked_again(whole, evaluator, questions, tmp_path):
     data = (whole / "needle.jsonl").read_bytes()
     end_of_second = data.index(b"\n", data.index(b"\n") + 1) + 1
     (tmp_path / "needle.jsonl").write_bytes(data[: end_of_second + 40])
-    evaluate(examiner, questions, task="needle", out=tmp_path)
+    evaluate(evaluator, questions, task="needle", out=tmp_path)
     assert (tmp_path / "needle.jsonl").read_bytes() == data
 
 
-def test_finished_evaluation_is_not_repeated(whole, examiner, questions):
-    class Idle(Examiner):
+def test_finished_evaluation_is_not_repeated(whole, evaluator, questions):
+    class Idle(Evaluator):
         def answer(self, samples):
             raise AssertionError("asked again")
 
-    fields = {f.name: getattr(examiner, f.name) for f in dataclasses.fields(Examiner)}
+    fields = {f.name: getattr(evaluator, f.name) for f in dataclasses.fields(Evaluator)}
     assert evaluate(Idle(**fields), questions, task="needle", out=whole)["n"] == COUNT
 
 
-def test_answers_do_not_depend_on_the_batch(whole, examiner, questions, tmp_path):
-    alone = dataclasses.replace(examiner, cfg=EvalConfig(batch=1, max_new_tokens=4))
+def test_answers_do_not_depend_on_the_batch(whole, evaluator, questions, tmp_path):
+    alone = dataclasses.replace(evaluator, cfg=EvalConfig(batch=1, max_new_tokens=4))
     evaluate(alone, questions[:3], task="needle", out=tmp_path)
     generated = [row["generated"] for row in rows_of(tmp_path)]
     assert generated == [row["generated"] for row in rows_of(whole)[:3]]
 
 
-def test_unusable_samples_are_rows_that_count_as_wrong(examiner, questions, tmp_path):
+def test_unusable_samples_are_rows_that_count_as_wrong(evaluator, questions, tmp_path):
     video = tmp_path / "cut.mp4"
     video.write_bytes((questions[0].file.parent / questions[0].record["video"]).read_bytes()[:600])
     changes = ({"video": str(video)}, {"video": "nowhere.mp4"}, {"video": None}, {})
@@ -119,7 +119,7 @@ def test_unusable_samples_are_rows_that_count_as_wrong(examiner, questions, tmp_
     asked.append(
         dataclasses.replace(questions[4], record={**questions[4].record, "conversations": [turn]})
     )
-    summary = evaluate(examiner, asked, task="needle", out=tmp_path)
+    summary = evaluate(evaluator, asked, task="needle", out=tmp_path)
     assert (summary["n"], summary["n_failed"]) == (5, 4)
     errors = [row.get("error") for row in rows_of(tmp_path)]
     assert "cut.mp4" in errors[0]
@@ -131,7 +131,7 @@ def test_unusable_samples_are_rows_that_count_as_wrong(examiner, questions, tmp_
 
 
 def test_videos_that_hang_crash_or_raise_count_as_wrong_and_are_not_tried_again(
-    examiner, questions, tmp_path, monkeypatch
+    evaluator, questions, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(references, "VideoFile", bad_decoders.video_file)
     bad = ["read-abort", "read-hang", "read-disk"]
@@ -141,7 +141,7 @@ def test_videos_that_hang_crash_or_raise_count_as_wrong_and_are_not_tried_again(
         for q, video in zip(questions, videos, strict=False)
     ] + list(questions[3:5])
     limited = dataclasses.replace(
-        examiner, data=dataclasses.replace(examiner.data, decode_timeout_s=3)
+        evaluator, data=dataclasses.replace(evaluator.data, decode_timeout_s=3)
     )
     out = tmp_path / "out"
     summary = evaluate(limited, asked, task="needle", out=out)
@@ -161,7 +161,7 @@ def test_videos_that_hang_crash_or_raise_count_as_wrong_and_are_not_tried_again(
     assert [bad_decoders.tries(v) for v in videos] == [["read"], ["read"], ["read", "read"]]
 
 
-def test_text_that_is_no_unicode_costs_its_question_only(examiner, questions, tmp_path):
+def test_text_that_is_no_unicode_costs_its_question_only(evaluator, questions, tmp_path):
     video = {**questions[0].record, "video": "\ud800.mp4"}
     turn = {"from": "human", "value": "<video>\n\ud800"}
     text = {**questions[1].record, "conversations": [turn]}
@@ -170,31 +170,31 @@ def test_text_that_is_no_unicode_costs_its_question_only(examiner, questions, tm
         dataclasses.replace(questions[1], record=text),
         questions[2],
     ]
-    summary = evaluate(examiner, asked, task="needle", out=tmp_path)
+    summary = evaluate(evaluator, asked, task="needle", out=tmp_path)
     assert summary["n_failed"] == 2
     assert [row["id"] for row in rows_of(tmp_path)] == [q.id for q in asked]
-    assert evaluate(examiner, asked, task="needle", out=tmp_path)["n"] == 3
+    assert evaluate(evaluator, asked, task="needle", out=tmp_path)["n"] == 3
 
 
-def test_full_disk_ends_the_evaluation(examiner, questions, tmp_path, monkeypatch):
+def test_full_disk_ends_the_evaluation(evaluator, questions, tmp_path, monkeypatch):
     def append(*_):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(ResultFile, "append", append)
     with pytest.raises(OSError, match="No space left"):
-        evaluate(examiner, questions[:1], task="needle", out=tmp_path)
+        evaluate(evaluator, questions[:1], task="needle", out=tmp_path)
 
 
-def test_rows_of_other_settings_are_refused(whole, examiner, questions):
-    other = dataclasses.replace(examiner, checkpoint="another step")
+def test_rows_of_other_settings_are_refused(whole, evaluator, questions):
+    other = dataclasses.replace(evaluator, checkpoint="another step")
     with pytest.raises(UserError, match="written with other settings"):
         evaluate(other, questions, task="needle", out=whole)
 
 
-def test_blind_examiner_sees_the_mean_colour(examiner, questions):
-    blind = dataclasses.replace(examiner, blind=True)
-    seen, blank = examiner.load(questions[0]), blind.load(questions[0])
+def test_blind_examiner_sees_the_mean_colour(evaluator, questions):
+    blind = dataclasses.replace(evaluator, blind=True)
+    seen, blank = evaluator.load(questions[0]), blind.load(questions[0])
     np.testing.assert_array_equal(seen.tokens, blank.tokens)
     assert seen.visuals[0].patches.any()
     assert not blank.visuals[0].patches.any()
-    assert blind.settings != examiner.settings
+    assert blind.settings != evaluator.settings

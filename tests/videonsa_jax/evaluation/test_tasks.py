@@ -7,7 +7,7 @@ import string
 
 import pytest
 
-from tests import examiners
+from tests import evaluators
 from videonsa_jax.data.chat import VIDEO
 from videonsa_jax.data.records import parse_record
 from videonsa_jax.errors import UserError
@@ -32,7 +32,7 @@ def write(path, records):
 
 
 def test_needle_asks_what_the_generated_file_says(tmp_path):
-    questions = tasks.load("needle", examiners.write_clips(tmp_path, 4))
+    questions = tasks.load("needle", evaluators.write_clips(tmp_path, 4))
     assert sorted(q.answer for q in questions) == ["A", "B", "C", "D"]
     assert {q.kind for q in questions} == {"first"}
     for question in questions:

@@ -141,7 +141,7 @@ def test_recomputation_changes_no_gradient():
         return jax.tree.leaves_with_path(jax.jit(jax.grad(loss))(params))
 
     want = gradient("none")
-    for remat in ("dots", "blocks", "full"):
+    for remat in ("dots", "save_selection", "full"):
         for (path, got), (_, leaf) in zip(gradient(remat), want, strict=True):
             name = f"{remat} {jax.tree_util.keystr(path)}"
             np.testing.assert_allclose(got, leaf, rtol=1e-4, atol=1e-5, err_msg=name)

@@ -176,13 +176,13 @@ def test_processes_that_share_rows_load_the_same(monkeypatch, processes, sizes, 
     mesh = mesh_of(processes, **sizes)
     for process, index in enumerate(indices):
         monkeypatch.setattr(jax, "process_index", lambda process=process: process)
-        share = shard.row_share(rules.PRESETS["fsdp_cp"], mesh)
+        share = shard.row_shard(rules.PRESETS["fsdp_cp"], mesh)
         assert (share.index, share.count) == (index, count)
 
 
 def test_rows_that_processes_share_in_part_are_rejected():
     with pytest.raises(UserError, match=r"context=4 lets processes share some of their rows"):
-        shard.row_share(rules.PRESETS["fsdp_cp"], mesh_of(3, fsdp=2, context=4))
+        shard.row_shard(rules.PRESETS["fsdp_cp"], mesh_of(3, fsdp=2, context=4))
 
 
 def test_constraints_need_no_mesh():

@@ -55,7 +55,7 @@ def test_tensorboard_files_hold_the_same_numbers(tmp_path):
 
 
 def test_a_report_averages_the_finite_steps_of_an_interval(tmp_path, capsys):
-    with metrics.Report(tmp_path, 0, 4, active=True) as report:
+    with metrics.TrainLogger(tmp_path, 0, 4, active=True) as report:
         for step, loss in enumerate((1.0, math.nan, 3.0, math.nan), start=1):
             report.step(step, {**SCALARS, "loss": loss, "skipped": 1}, log=step in (3, 4))
     rows = [json.loads(line) for line in (tmp_path / metrics.FILE).read_text().splitlines()]
@@ -70,7 +70,7 @@ def test_a_report_averages_the_finite_steps_of_an_interval(tmp_path, capsys):
 
 def test_compilation_is_told_and_not_counted_as_training(tmp_path, capsys):
     batch = Batch(**synthetic.batch(0, rows=2), frame_patches=synthetic.FRAME_PATCHES)
-    with metrics.Report(tmp_path, 0, 1, active=True) as report:
+    with metrics.TrainLogger(tmp_path, 0, 1, active=True) as report:
         report.compiled(batch, seconds=1e6)
         report.step(1, SCALARS, log=True)
     (row,) = metrics.read_rows(tmp_path)
@@ -83,7 +83,7 @@ def test_compilation_is_told_and_not_counted_as_training(tmp_path, capsys):
 def test_a_row_tells_what_its_interval_spent_time_on(tmp_path, monkeypatch, capsys):
     now = iter(range(100))  # a second passes whenever the time is asked
     monkeypatch.setattr(metrics.time, "perf_counter", lambda: next(now))
-    with metrics.Report(tmp_path, 0, 2, active=True) as report:
+    with metrics.TrainLogger(tmp_path, 0, 2, active=True) as report:
         for step in (1, 2):
             for kind in ("data", "step", "step"):
                 with report.timed(kind):
@@ -97,7 +97,7 @@ def test_a_row_tells_what_its_interval_spent_time_on(tmp_path, monkeypatch, caps
 
 
 def test_other_processes_are_silent(tmp_path, capsys):
-    with metrics.Report(tmp_path, 0, 2, active=False) as report:
+    with metrics.TrainLogger(tmp_path, 0, 2, active=False) as report:
         report.say("hello")
         report.step(1, SCALARS, log=True)
     assert not list(tmp_path.iterdir())

@@ -26,7 +26,7 @@ def test_one_process_joins_nothing():
 )
 def test_what_is_wrong_is_named(settings, message):
     with pytest.raises(UserError, match=message):
-        processes.join(*settings, patience=0)
+        processes.join(*settings, connect_timeout_s=0)
 
 
 def test_jax_connects_those_that_met(monkeypatch):
@@ -34,7 +34,7 @@ def test_jax_connects_those_that_met(monkeypatch):
     monkeypatch.setattr(rendezvous, "meet", lambda *args: met.append(args))
     monkeypatch.setattr(jax.distributed, "initialize", lambda *args, **_: joined.append(args))
     monkeypatch.setenv("JAX_NUM_PROCESSES", "2")
-    processes.join("host:8", None, 1, patience=10)
+    processes.join("host:8", None, 1, connect_timeout_s=10)
     assert met == [("host:8", 2, 1, 10)]
     assert joined == [("host:8", 2, 1)]
 

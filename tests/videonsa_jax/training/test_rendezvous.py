@@ -18,13 +18,13 @@ def port():
         return server.getsockname()[1]
 
 
-def meet(port, *processes, patience):
+def wait_for_peers(port, *processes, connect_timeout_s):
     """What each of the (index, count) hears; None if they met."""
 
     def one(process):
         index, count = process
         try:
-            rendezvous.meet(f"localhost:{port}", count, index, patience)
+            rendezvous.wait_for_peers(f"localhost:{port}", count, index, connect_timeout_s)
         except UserError as error:
             return str(error)
 
@@ -34,16 +34,18 @@ def meet(port, *processes, patience):
 
 def test_all_meet_and_leave_the_port_free(port):
     for _ in range(2):
-        assert meet(port, (1, 3), (2, 3), (0, 3), patience=60) == [None] * 3
+        assert wait_for_peers(port, (1, 3), (2, 3), (0, 3), connect_timeout_s=60) == [None] * 3
     socket.create_server(("localhost", port)).close()
 
 
 def test_process_0_may_come_last(port):
     others = []
-    early = threading.Thread(target=lambda: others.extend(meet(port, (1, 2), patience=60)))
+    early = threading.Thread(
+        target=lambda: others.extend(wait_for_peers(port, (1, 2), connect_timeout_s=60))
+    )
     early.start()
     early.join(0.3)
-    assert meet(port, (0, 2), patience=60) == [None]
+    assert wait_for_peers(port, (0, 2), connect_timeout_s=60) == [None]
     early.join()
     assert others == [None]
 
@@ -53,17 +55,17 @@ def test_all_that_came_hear_who_is_missing(port):
         f"--coordinator=localhost:{port} was reached by 2 of 4 processes within 2 s, not by 2, 3; "
         "start the same command for each"
     )
-    assert meet(port, (0, 4), (1, 4), patience=2) == [line] * 2
+    assert wait_for_peers(port, (0, 4), (1, 4), connect_timeout_s=2) == [line] * 2
 
 
 def test_without_process_0_nobody_waits_longer(port):
-    (line,) = meet(port, (1, 2), patience=0)
+    (line,) = wait_for_peers(port, (1, 2), connect_timeout_s=0)
     assert line.startswith(f"--coordinator=localhost:{port} was not reached within 0 s (")
 
 
 def test_processes_that_count_differently_hear_it(port):
     line = f"--coordinator=localhost:{port} has --num_processes=2, but process 1 has 3"
-    assert meet(port, (0, 2), (1, 3), patience=60) == [line] * 2
+    assert wait_for_peers(port, (0, 2), (1, 3), connect_timeout_s=60) == [line] * 2
 
 
 def connect(port):
@@ -77,12 +79,14 @@ def connect(port):
 
 def test_strangers_are_no_processes(port):
     heard = []
-    leader = threading.Thread(target=lambda: heard.extend(meet(port, (0, 2), patience=60)))
+    leader = threading.Thread(
+        target=lambda: heard.extend(wait_for_peers(port, (0, 2), connect_timeout_s=60))
+    )
     leader.start()
     for words in (b"GET / HTTP/1.1\r\n\r\n", b"", b"\xff\n", b"a 1 2\n"):
         with connect(port) as stranger:
             stranger.sendall(words)
-    assert meet(port, (1, 2), patience=60) == [None]
+    assert wait_for_peers(port, (1, 2), connect_timeout_s=60) == [None]
     leader.join()
     assert heard == [None]
 
@@ -98,7 +102,7 @@ def test_another_program_on_the_port_is_named():
 
         other = threading.Thread(target=answer)
         other.start()
-        (line,) = meet(port, (1, 2), patience=0)
+        (line,) = wait_for_peers(port, (1, 2), connect_timeout_s=0)
         other.join()
     assert "what answers is not process 0 of this run" in line
 
@@ -106,7 +110,7 @@ def test_another_program_on_the_port_is_named():
 def test_a_port_that_is_taken_is_named():
     with socket.create_server(("", 0)) as server:
         port = server.getsockname()[1]
-        (line,) = meet(port, (0, 2), patience=0)
+        (line,) = wait_for_peers(port, (0, 2), connect_timeout_s=0)
     assert "cannot be listened on by process 0 (" in line
     assert "; choose another port" in line
 
@@ -115,5 +119,5 @@ def test_a_port_that_is_taken_is_named():
 @pytest.mark.parametrize("index", [0, 1])
 def test_a_wrong_address_is_named(address, index):
     with pytest.raises(UserError, match=f"--coordinator={address} ") as error:
-        rendezvous.meet(address, 2, index, 0)
+        rendezvous.wait_for_peers(address, 2, index, 0)
     assert "\n" not in str(error.value)

@@ -28,9 +28,9 @@ def model_and_params():
     return graphdef, nnx.to_pure_dict(params)
 
 
-def gradients_of(accumulation: int, batch: Batch):
+def gradients_of(grad_accum_steps: int, batch: Batch):
     graphdef, params = model_and_params()
-    cfg = synthetic.run_config(optim={"accumulation": accumulation})
+    cfg = synthetic.run_config(optim={"grad_accum_steps": grad_accum_steps})
     optimizer = Optimizer(cfg.optim, steps=4)
     trained, frozen = optimizer.split(params)
     jitted = jax.jit(
@@ -50,7 +50,7 @@ def test_accumulated_parts_equal_one_big_batch():
 
 
 def test_rows_that_do_not_divide_are_rejected():
-    with pytest.raises(UserError, match=r"8 rows a step cannot be cut into .*accumulation=3"):
+    with pytest.raises(UserError, match=r"8 rows a step cannot be cut into .*grad_accum_steps=3"):
         gradients_of(3, make_batch())
 
 

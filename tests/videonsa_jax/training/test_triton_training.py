@@ -41,7 +41,7 @@ def _batches():
 
 
 def _losses(implementation):
-    compute = ComputeConfig(dtype="float32", remat="blocks", implementation=implementation)
+    compute = ComputeConfig(dtype="float32", remat="save_selection", implementation=implementation)
     cfg = synthetic.run_config(model=MODEL, compute=compute, train={"steps": STEPS})
     graphdef, params = nnx.split(state_lib.build_model(cfg))
     params, optimizer = nnx.to_pure_dict(params), Optimizer(cfg.optim, steps=STEPS)

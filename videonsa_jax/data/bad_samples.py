@@ -16,7 +16,7 @@ UNSEEN = 400  # so many samples to come are taken for good, lest early bad ones 
 log = logging.getLogger(__name__)
 
 
-class Ledger:
+class BadSampleLog:
     """The account of one process."""
 
     def __init__(self, path: str | pathlib.Path, max_bad_fraction: float, *, records: int):

@@ -8,7 +8,7 @@ from videonsa_jax.config import schema as config
 from videonsa_jax.config.schema import DataConfig, EvalConfig, ModelConfig, NSAConfig
 from videonsa_jax.data import needle
 from videonsa_jax.data.tokenizer import Tokenizer, train_bpe
-from videonsa_jax.evaluation.runner import Examiner
+from videonsa_jax.evaluation.runner import Evaluator
 
 CLIPS = needle.NeedleConfig(kind="first", seconds=2.0, fps=8, pixels=56, event_seconds=0.25)
 VISION_TOKENS = 32  # 8 frame pairs of 4 tokens
@@ -53,11 +53,11 @@ def data_config(questions: pathlib.Path, tokenizer: pathlib.Path) -> DataConfig:
     )
 
 
-def build(folder: pathlib.Path, questions: pathlib.Path) -> Examiner:
-    """An examiner in float32; its tokenizer is written to `folder`."""
+def build(folder: pathlib.Path, questions: pathlib.Path) -> Evaluator:
+    """An evaluator in float32; its tokenizer is written to `folder`."""
     tokenizer = write_tokenizer(folder)
     cfg = model_config(tokenizer)
-    return Examiner(
+    return Evaluator(
         model=small_models.build(cfg, small_models.random_params(cfg, seed=0)),
         tokenizer=tokenizer,
         data=data_config(questions, folder),
@@ -65,13 +65,13 @@ def build(folder: pathlib.Path, questions: pathlib.Path) -> Examiner:
     )
 
 
-def write_config(path: pathlib.Path, examiner: Examiner) -> pathlib.Path:
-    """A config file of the examiner's model, data and evaluation."""
+def write_config(path: pathlib.Path, evaluator: Evaluator) -> pathlib.Path:
+    """A config file of the evaluator's model, data and evaluation."""
     sections = {
-        "model": dataclasses.asdict(examiner.model.cfg),
-        "compute": dataclasses.asdict(examiner.model.compute),
-        "data": dataclasses.asdict(examiner.data),
-        "eval": dataclasses.asdict(examiner.cfg) | {"needle": examiner.data.source[0]},
+        "model": dataclasses.asdict(evaluator.model.cfg),
+        "compute": dataclasses.asdict(evaluator.model.compute),
+        "data": dataclasses.asdict(evaluator.data),
+        "eval": dataclasses.asdict(evaluator.cfg) | {"needle": evaluator.data.source[0]},
         "optim": {},
         "train": {"steps": 1},
     }
