@@ -53,7 +53,7 @@ class Demo:
             parse.load_config(f"{CONFIG}:{self.clips.kind}"),
             [
                 f"data.source=({str(splits['train'])!r},)",
-                f"eval.needle={splits['heldout']}",
+                f"eval.tasks.needle={splits['heldout']}",
                 f"data.tokenizer={self.workdir / 'tokenizer'}",
                 f"model.attention={ATTENTION[name]}",
                 *self.overrides,

@@ -71,7 +71,7 @@ def write_config(path: pathlib.Path, evaluator: Evaluator) -> pathlib.Path:
         "model": dataclasses.asdict(evaluator.model.cfg),
         "compute": dataclasses.asdict(evaluator.model.compute),
         "data": dataclasses.asdict(evaluator.data),
-        "eval": dataclasses.asdict(evaluator.cfg) | {"needle": evaluator.data.source[0]},
+        "eval": dataclasses.asdict(evaluator.cfg) | {"tasks": {"needle": evaluator.data.source[0]}},
         "optim": {},
         "train": {"steps": 1},
     }

@@ -40,7 +40,7 @@ def start(program: str, dataset: pathlib.Path, *flags: str) -> subprocess.Popen:
         "--config=configs/demo.py",
         f"--config.data.source=({str(dataset / 'clips/train.json')!r},)",
         f"--config.data.tokenizer={dataset / 'tokenizer'}",
-        f"--config.eval.needle={dataset / 'clips/heldout.json'}",
+        f"--config.eval.tasks.needle={dataset / 'clips/heldout.json'}",
         "--config.data.max_bad_fraction=0.2",
         f"--config.train.steps={STEPS}",
         "--config.train.log_every=1",

@@ -43,7 +43,7 @@ def cfg(evaluator):
         optim=OptimConfig(),
         train=TrainConfig(steps=1),
         compute=ComputeConfig(dtype="float32", remat="none"),
-        eval=EvalConfig(needle=evaluator.data.source[0], batch=4, max_new_tokens=4),
+        eval=EvalConfig(tasks=(("needle", evaluator.data.source[0]),), batch=4, max_new_tokens=4),
     )
 
 
@@ -89,7 +89,7 @@ def test_checkpoint_of_another_model_is_refused(cfg, folder, tmp_path):
 
 
 def test_task_without_a_file_says_which_field_to_set(cfg, folder, tmp_path):
-    with pytest.raises(UserError, match=r"write --config\.eval\.needle=FILE"):
+    with pytest.raises(UserError, match=r"write --config\.eval\.tasks\.needle=PATH"):
         run(dataclasses.replace(cfg, eval=EvalConfig()), folder, tmp_path)
 
 

@@ -282,8 +282,7 @@ class DataConfig:
 class EvalConfig:
     """How questions are answered. Videos are sampled and rows are padded as `DataConfig` says."""
 
-    needle: str | None = None  # JSON or JSONL file of the task's questions
-    mcq: str | None = None
+    tasks: tuple[tuple[str, str], ...] = ()  # where each task's questions are; in a file a dict
     batch: int = 8  # questions answered together
     max_new_tokens: int = 16
 

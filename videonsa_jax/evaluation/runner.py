@@ -24,6 +24,7 @@ from videonsa_jax.data.tokenizer import Tokenizer
 from videonsa_jax.evaluation import scoring
 from videonsa_jax.evaluation.question import Question
 from videonsa_jax.evaluation.results import ResultFile, write_json
+from videonsa_jax.evaluation.tasks import task_of
 from videonsa_jax.model.generate import generate
 from videonsa_jax.model.model import VideoNSA
 from videonsa_jax.progress import Progress
@@ -139,12 +140,13 @@ def evaluate(
     Args:
       evaluator: the model and its settings.
       questions: with distinct ids, see `videonsa_jax.evaluation.tasks.load`.
-      task: names the files.
+      task: of `videonsa_jax.evaluation.tasks`; scores the answers and names the files.
       out: folder, made if it does not exist.
 
     Returns:
       The summary: `scoring.summarize`'s fields (accuracy, n, kinds, chance, n_failed, n_unparsed),
-      and task, attention, blind, checkpoint, settings (`Evaluator.settings`), wall_s of this call.
+      what the task adds, and task, attention, blind, checkpoint, settings (`Evaluator.settings`),
+      wall_s of this call.
 
     Raises:
       UserError: `out` holds rows of other settings.
@@ -155,11 +157,12 @@ def evaluate(
         bad_log = BadSampleLog(
             out / "bad_samples.jsonl", max_bad_fraction=1.0, records=len(questions)
         )
-        _answer_missing(evaluator, questions, results, bad_log, label=task)
+        _answer_missing(evaluator, questions, results, bad_log, task=task)
         rows = results.rows([q.id for q in questions])
     summary = {
         "task": task,
         **scoring.summarize(rows),
+        **task_of(task).aggregate(rows),
         "attention": evaluator.model.cfg.attention,
         "blind": evaluator.blind,
         "checkpoint": evaluator.checkpoint,
@@ -176,7 +179,7 @@ def _answer_missing(
     results: ResultFile,
     bad_log: BadSampleLog,
     *,
-    label: str,
+    task: str,
 ) -> None:
     """Groups are those of an uninterrupted run, so that each row is computed in the same batch."""
     size, data = evaluator.cfg.batch, evaluator.data
@@ -187,11 +190,12 @@ def _answer_missing(
         ThreadPoolExecutor(data.threads) as pool,
         # inside, so that no thread still waits for a decoder when the threads are joined
         DecoderPool(data.threads, data.decode_timeout_s, lost_files(bad_log.path)) as decoders,
-        Progress(label, len(questions), done=len(right)) as progress,
+        Progress(task, len(questions), done=len(right)) as progress,
     ):
         for group, samples in _one_ahead(pool, lambda q: _load(evaluator, q, decoders), groups):
             bad_log.add(len(samples), [s for s in samples if isinstance(s, BadSample)])
-            new = [row for row in _rows(evaluator, group, samples) if row["id"] not in results]
+            rows = _rows(evaluator, task, group, samples)
+            new = [row for row in rows if row["id"] not in results]
             for row in new:
                 results.append(row)
             right += [row["correct"] for row in new]
@@ -221,26 +225,30 @@ def _load(evaluator: Evaluator, question: Question, decoders: DecoderPool) -> Sa
 
 
 def _rows(
-    evaluator: Evaluator, questions: Sequence[Question], samples: Sequence[Sample | BadSample]
+    evaluator: Evaluator,
+    task: str,
+    questions: Sequence[Question],
+    samples: Sequence[Sample | BadSample],
 ) -> list[dict[str, Any]]:
     good = [sample for sample in samples if isinstance(sample, Sample)]
     answers = iter(evaluator.answer(good))
     return [
-        _row(question, error=sample)
+        _row(task, question, error=sample)
         if isinstance(sample, BadSample)
-        else _row(question, sample, next(answers))
+        else _row(task, question, sample, next(answers))
         for question, sample in zip(questions, samples, strict=True)
     ]
 
 
 def _row(
+    task: str,
     question: Question,
     sample: Sample | None = None,
     generated: str | None = None,
     error: BadSample | None = None,
 ) -> dict[str, Any]:
     """With a sample and its answer, or with an error."""
-    parsed, correct = (None, False) if error else scoring.score(generated, question)
+    parsed, correct = (None, False) if error else task_of(task).score(generated, question)
     row = {
         "id": question.id,
         "kind": question.kind,

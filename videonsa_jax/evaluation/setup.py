@@ -1,7 +1,5 @@
 """A run's config and checkpoint -> an evaluator."""
 
-import dataclasses
-
 from flax import nnx, traverse_util
 from jax.sharding import Mesh
 
@@ -39,16 +37,16 @@ def open_evaluator(cfg: RunConfig, folder: str, mesh: Mesh, *, blind: bool = Fal
 
 
 def load_questions(cfg: RunConfig, task: str, limit: int | None = None) -> list[Question]:
-    """The first `limit` questions of the file that `config.eval` names for the task.
+    """The first `limit` questions of what `config.eval.tasks` names for the task.
 
     Raises:
       UserError: there is no such task, or its file is not set or not readable.
     """
-    tasks.check(task)
-    path = dataclasses.asdict(cfg.eval)[task]
-    if path is None:
+    tasks.task_of(task)
+    paths = dict(cfg.eval.tasks)
+    if task not in paths:
         raise UserError(
-            f"config.eval.{task} is not set; write --config.eval.{task}=FILE, a JSON or JSONL file "
-            f"of questions"
+            f"config.eval.tasks.{task} is not set; write --config.eval.tasks.{task}=PATH of the "
+            f"questions"
         )
-    return tasks.load(task, path)[:limit]
+    return tasks.load(task, paths[task])[:limit]

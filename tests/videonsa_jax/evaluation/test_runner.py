@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import pathlib
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from videonsa_jax.errors import UserError
 from videonsa_jax.evaluation import tasks
 from videonsa_jax.evaluation.results import ResultFile
 from videonsa_jax.evaluation.runner import Evaluator, evaluate
+from videonsa_jax.evaluation.task import Task
 
 COUNT = 10  # groups of 4, 4 and 2
 
@@ -198,3 +200,39 @@ def test_blind_examiner_sees_the_mean_colour(evaluator, questions):
     assert seen.visuals[0].patches.any()
     assert not blank.visuals[0].patches.any()
     assert blind.settings != evaluator.settings
+
+
+def test_a_task_from_outside_is_asked_scored_and_summed_up_its_own_way(
+    evaluator, questions, tmp_path, monkeypatch
+):
+    def prompt(question):
+        (asked,) = question.record["conversations"]
+        asked = {**asked, "value": asked["value"] + "\nAnswer with a number."}
+        return {**question.record, "conversations": [asked]}
+
+    def load(path):
+        question = dataclasses.replace(
+            questions[0], answer="4", options=(), file=pathlib.Path(path)
+        )
+        return [question, question]
+
+    toy = Task(
+        load=load,
+        prompt=prompt,
+        score=lambda generated, question: (generated, 1 - abs(int(generated) - 4) / 10),
+        aggregate=lambda rows: {"worst": min(row["correct"] for row in rows)},
+    )
+    monkeypatch.setitem(tasks.TASKS, "counting", toy)
+
+    class TwoThenFour(Evaluator):
+        def answer(self, samples):
+            assert len(samples) == 2
+            return ["2", "4"]
+
+    fields = {f.name: getattr(evaluator, f.name) for f in dataclasses.fields(Evaluator)}
+    asked = tasks.load("counting", questions[0].file)
+    assert [question.id for question in asked] == [questions[0].id, f"{questions[0].id}#1"]
+    assert asked[0].prompt.endswith("Answer with a number.")
+    summary = evaluate(TwoThenFour(**fields), asked, task="counting", out=tmp_path)
+    assert summary["worst"] == 0.8
+    assert summary["accuracy"] == 0.9

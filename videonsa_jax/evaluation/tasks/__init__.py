@@ -1,36 +1,41 @@
-"""Benchmarks: each file reads its questions; the prompt is the question's own text."""
+"""The benchmarks by name.
+
+To add one, also from outside of this package: TASKS["mine"] = Task(load=...).
+"""
 
 import collections
 import dataclasses
 import pathlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 from videonsa_jax.errors import UserError
 from videonsa_jax.evaluation.question import Question
+from videonsa_jax.evaluation.task import Task
 from videonsa_jax.evaluation.tasks import mcq, needle
 
-LOADERS: dict[str, Callable[[str | pathlib.Path], list[Question]]] = {
-    "needle": needle.load,
-    "mcq": mcq.load,
+TASKS: dict[str, Task] = {
+    "needle": Task(needle.load),
+    "mcq": Task(mcq.load),
 }
 
 
-def check(task: str) -> None:
+def task_of(name: str) -> Task:
     """Raises UserError: there is no such task."""
-    if task not in LOADERS:
-        raise UserError(f"--task={task} must be one of {', '.join(sorted(LOADERS))}")
+    if name not in TASKS:
+        raise UserError(f"--task={name} must be one of {', '.join(sorted(TASKS))}")
+    return TASKS[name]
 
 
-def load(task: str, path: str | pathlib.Path) -> list[Question]:
-    """The questions of a task, in the order of its file.
+def load(name: str, path: str | pathlib.Path) -> list[Question]:
+    """The questions of a task as they are asked, in the order of its file.
 
     Of questions with the same id the second gets "#1" behind it, the third "#2", and so on.
 
     Raises:
       UserError: there is no such task, the file is unreadable, or it has no question.
     """
-    check(task)
-    questions = LOADERS[task](path)
+    task = task_of(name)
+    questions = [dataclasses.replace(q, record=task.prompt(q)) for q in task.load(path)]
     if not questions:
         raise UserError(f"{path}: has no questions")
     return list(_with_distinct_ids(questions))
