@@ -37,7 +37,7 @@ from benchmarks.aot.cases import backward_cases, forward_cases
 from benchmarks.aot.shapes import scores
 from benchmarks.aot.target import TARGETS
 from benchmarks.inputs import BLOCK_COUNT, BLOCK_SIZE, HEADS, KV_HEADS, WIDTH, WINDOW_SIZE
-from pallas_kernels.tiles import DTYPES, HEAD_WIDTHS
+from pallas_kernels.block_sizes.triton import DTYPES, HEAD_WIDTHS
 from videonsa_jax.sharding.ahead import SPARE, Rejected
 from videonsa_jax.sharding.topology import NotHere
 

@@ -9,7 +9,8 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from benchmarks.inputs import BLOCK_COUNT, BLOCK_SIZE, HEADS, KV_HEADS, WIDTH, WINDOW_SIZE
-from pallas_kernels import DeviceAxis, NSASpec, combine, nsa_shard_branches, sharded
+from pallas_kernels import DeviceAxis, NSASpec, combine, nsa_shard_branches
+from pallas_kernels.context_parallel import attention as sharded
 from videonsa_jax.sharding.ahead import compile_ahead, memory
 from videonsa_jax.sharding.topology import Topology
 

@@ -31,10 +31,10 @@ from pallas_kernels import (
     nsa_blocks,
     select_blocks,
     selected_attention,
-    tiles,
     window_attention,
 )
-from pallas_kernels.schedule import Cut
+from pallas_kernels.block_sizes import triton as tiles
+from pallas_kernels.flash_attention.xla_tiles import Cut
 from pallas_kernels.selected_attention import xla
 
 SPEC = NSASpec(BLOCK_SIZE, BLOCK_COUNT, WINDOW_SIZE)

@@ -23,8 +23,8 @@ from benchmarks.aot.cases import backward_cases, forward_cases, gradients
 from benchmarks.aot.target import TARGETS
 from benchmarks.inputs import WIDTH
 from benchmarks.timing import calls_per_sample, seconds
-from pallas_kernels import tiles
-from pallas_kernels.tiles import TileParams
+from pallas_kernels.block_sizes import triton as tiles
+from pallas_kernels.block_sizes.triton import TileParams
 from videonsa_jax.sharding.ahead import Rejected
 
 ROUNDS = 20

@@ -1,17 +1,17 @@
 """Attention operations: arrays in, arrays out. Each runs by the implementation it is told."""
 
 from pallas_kernels.block_mean.api import block_mean
-from pallas_kernels.blocks import BlockSet
-from pallas_kernels.combine import combine
+from pallas_kernels.block_sparse.block_set import BlockSet
 from pallas_kernels.compressed_attention.api import compressed_attention
+from pallas_kernels.context_parallel.mesh_axis import DeviceAxis
+from pallas_kernels.context_parallel.nsa import ShardBranches, nsa_shard_branches
 from pallas_kernels.dense_attention.api import dense_attention
-from pallas_kernels.device_axis import DeviceAxis
 from pallas_kernels.interval_attention.api import interval_attention
-from pallas_kernels.nsa import BLOCKS, nsa_attention, nsa_blocks
-from pallas_kernels.nsa_sharded import ShardBranches, nsa_shard_branches
+from pallas_kernels.nsa_attention.api import BLOCKS, nsa_attention, nsa_blocks
+from pallas_kernels.nsa_attention.gating import combine
+from pallas_kernels.nsa_attention.spec import NSASpec
 from pallas_kernels.select_blocks.api import SelectRule, select_blocks
 from pallas_kernels.selected_attention.api import selected_attention
-from pallas_kernels.spec import NSASpec
 from pallas_kernels.window_attention.api import window_attention
 
 __all__ = [

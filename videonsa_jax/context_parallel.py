@@ -6,7 +6,8 @@ from typing import Literal
 
 import jax
 
-from pallas_kernels import DeviceAxis, ShardBranches, combine, nsa_shard_branches, sharded
+from pallas_kernels import DeviceAxis, ShardBranches, combine, nsa_shard_branches
+from pallas_kernels.context_parallel import attention as sharded
 from videonsa_jax.attention import Places, Streams, dense_over
 from videonsa_jax.config import ModelConfig
 from videonsa_jax.nsa import sparse_spec

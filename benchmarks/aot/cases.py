@@ -19,7 +19,7 @@ from pallas_kernels import (
     selected_attention,
     window_attention,
 )
-from pallas_kernels.blocks import WORD
+from pallas_kernels.block_sparse.block_set import WORD
 
 TEXT = 2048  # text tokens after the video
 MOST_PATCHES = 131_072  # a longer video's are split over devices: a v5e could not hold them

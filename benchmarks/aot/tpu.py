@@ -4,7 +4,7 @@ import importlib.metadata
 import re
 
 from benchmarks.aot.report import KernelUse
-from pallas_kernels import tpu_sizes
+from pallas_kernels.block_sizes import tpu as tpu_sizes
 from videonsa_jax.sharding.hlo import one_line_each
 
 # An instruction that runs a Mosaic kernel: its name, and what it took of memory space 1, VMEM.

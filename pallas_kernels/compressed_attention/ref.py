@@ -2,7 +2,7 @@
 
 import jax.numpy as jnp
 
-from pallas_kernels.oracle import masked_attention
+from pallas_kernels.reference import masked_attention
 
 
 def compressed_attention(q, k, v, visible, *, scale):

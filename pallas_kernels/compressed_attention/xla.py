@@ -1,7 +1,7 @@
 """`compressed_attention` as an interval of block means."""
 
-from pallas_kernels.flash import attend
-from pallas_kernels.schedule import Sight, Tiles
+from pallas_kernels.flash_attention.xla import attend
+from pallas_kernels.flash_attention.xla_tiles import Sight, Tiles
 
 TILES = Tiles(rows=2048, block=128)
 

@@ -2,7 +2,8 @@
 
 import jax
 
-from pallas_kernels import dispatch, limits
+from pallas_kernels import dispatch
+from pallas_kernels.block_sizes import supported as limits
 from pallas_kernels.dense_attention import mosaic_tpu, ref, triton, xla
 
 _IMPLEMENTATIONS = {"reference": ref, "xla": xla, "triton": triton, "mosaic_tpu": mosaic_tpu}

@@ -9,11 +9,12 @@ from its own results only, not from those that are merged over several sets of k
 
 import jax.numpy as jnp
 
-from pallas_kernels import mosaic_flash, mosaic_flash_backward
+from pallas_kernels.block_sizes.tpu import LANES
 from pallas_kernels.dense_attention import splash
-from pallas_kernels.job import Job
-from pallas_kernels.schedule import Sight
-from pallas_kernels.tpu_sizes import LANES
+from pallas_kernels.flash_attention import mosaic_tpu as mosaic_flash
+from pallas_kernels.flash_attention import mosaic_tpu_bwd as mosaic_flash_backward
+from pallas_kernels.flash_attention.params import Job
+from pallas_kernels.flash_attention.xla_tiles import Sight
 
 
 def dense_attention(q, k, v, start, query_pos, key_pos, *, scale, interpret):

@@ -14,10 +14,10 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from pallas_kernels.block_sizes.tpu import LANES
 from pallas_kernels.compat import splash, splash_mask
-from pallas_kernels.schedule import Sight
-from pallas_kernels.tpu_sizes import LANES
-from pallas_kernels.visits import Visits
+from pallas_kernels.flash_attention.tile_schedule import Visits
+from pallas_kernels.flash_attention.xla_tiles import Sight
 
 BLOCK = 512  # queries and keys per tile
 

@@ -6,9 +6,10 @@ differ between rows, and are known only when the program runs. An additive bias 
 but it would hold all pairs.
 """
 
-from pallas_kernels import triton_flash, triton_flash_backward
-from pallas_kernels.job import Job
-from pallas_kernels.schedule import Sight
+from pallas_kernels.flash_attention import triton as triton_flash
+from pallas_kernels.flash_attention import triton_bwd as triton_flash_backward
+from pallas_kernels.flash_attention.params import Job
+from pallas_kernels.flash_attention.xla_tiles import Sight
 
 
 def dense_attention(q, k, v, start, query_pos, key_pos, *, scale, interpret):

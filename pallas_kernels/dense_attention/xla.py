@@ -1,7 +1,7 @@
 """`dense_attention` as an interval of key positions."""
 
-from pallas_kernels import flash
-from pallas_kernels.schedule import Sight, Tiles
+from pallas_kernels.flash_attention import xla as flash
+from pallas_kernels.flash_attention.xla_tiles import Sight, Tiles
 
 TILES = Tiles(rows=1024, block=512)
 

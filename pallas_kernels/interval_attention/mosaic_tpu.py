@@ -1,8 +1,8 @@
 """`interval_attention` on TPUs."""
 
-from pallas_kernels.job import Job
-from pallas_kernels.mosaic_flash import attend
-from pallas_kernels.schedule import Sight
+from pallas_kernels.flash_attention.mosaic_tpu import attend
+from pallas_kernels.flash_attention.params import Job
+from pallas_kernels.flash_attention.xla_tiles import Sight
 
 
 def interval_attention(q, k, v, interval, *, max_length, scale, interpret):

@@ -2,7 +2,7 @@
 
 import jax.numpy as jnp
 
-from pallas_kernels.oracle import masked_attention
+from pallas_kernels.reference import masked_attention
 
 
 def interval_attention(q, k, v, interval, *, max_length, scale):

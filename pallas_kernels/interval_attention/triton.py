@@ -1,8 +1,8 @@
 """`interval_attention` on NVIDIA GPUs."""
 
-from pallas_kernels.job import Job
-from pallas_kernels.schedule import Sight
-from pallas_kernels.triton_flash import attend
+from pallas_kernels.flash_attention.params import Job
+from pallas_kernels.flash_attention.triton import attend
+from pallas_kernels.flash_attention.xla_tiles import Sight
 
 
 def interval_attention(q, k, v, interval, *, max_length, scale, interpret):

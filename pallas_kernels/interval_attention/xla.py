@@ -1,7 +1,7 @@
 """`interval_attention`: tiles about as long as a range."""
 
-from pallas_kernels.flash import attend
-from pallas_kernels.schedule import Sight, Tiles
+from pallas_kernels.flash_attention.xla import attend
+from pallas_kernels.flash_attention.xla_tiles import Sight, Tiles
 
 
 def tiles(max_length, group):

@@ -4,8 +4,9 @@ import dataclasses
 
 import jax
 
-from pallas_kernels import dispatch, limits
-from pallas_kernels.blocks import BlockSet
+from pallas_kernels import dispatch
+from pallas_kernels.block_sizes import supported as limits
+from pallas_kernels.block_sparse.block_set import BlockSet
 from pallas_kernels.select_blocks import mosaic_tpu, ref, triton, xla
 
 _IMPLEMENTATIONS = {"reference": ref, "xla": xla, "triton": triton, "mosaic_tpu": mosaic_tpu}

@@ -10,11 +10,12 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels import compat, tpu_sizes
-from pallas_kernels.blocks import WORD, BlockSet
+from pallas_kernels import compat
+from pallas_kernels.block_sizes import tpu as tpu_sizes
+from pallas_kernels.block_sizes.tpu import LANES
+from pallas_kernels.block_sparse.block_set import WORD, BlockSet
 from pallas_kernels.compat import pl, pltpu
-from pallas_kernels.mosaic_walk import flat, head_lanes, product
-from pallas_kernels.tpu_sizes import LANES
+from pallas_kernels.flash_attention.mosaic_tpu_pipeline import flat, head_lanes, product
 
 CHUNK = 8 * WORD  # blocks per step: their words fill a register
 SUBLANES = 8  # of a register

@@ -3,8 +3,8 @@
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.blocks import BlockSet, pack
-from pallas_kernels.oracle import EXACT
+from pallas_kernels.block_sparse.block_set import BlockSet, pack
+from pallas_kernels.reference import EXACT
 
 
 def select_blocks(q, k, lse, visible, own, *, rule, scale):

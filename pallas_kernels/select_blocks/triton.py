@@ -10,9 +10,11 @@ import math
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels import compat, tile_math, tiles
-from pallas_kernels.blocks import WORD, BlockSet
+from pallas_kernels import compat
+from pallas_kernels.block_sizes import triton as tiles
+from pallas_kernels.block_sparse.block_set import WORD, BlockSet
 from pallas_kernels.compat import pl, plgpu
+from pallas_kernels.flash_attention import online_softmax as tile_math
 
 SCORE_BYTES = 32 * 2**20  # per chunk, at most; the L2 cache of an H100 is 50 MiB
 LEAST_LANES = 512  # the search is never specialised for fewer blocks

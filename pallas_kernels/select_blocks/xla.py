@@ -3,9 +3,9 @@
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels import tile_math
-from pallas_kernels.blocks import BlockSet, pack
-from pallas_kernels.schedule import Cut, Sight, Tiles, Walk
+from pallas_kernels.block_sparse.block_set import BlockSet, pack
+from pallas_kernels.flash_attention import online_softmax as tile_math
+from pallas_kernels.flash_attention.xla_tiles import Cut, Sight, Tiles, Walk
 
 TILES = Tiles(rows=2048, block=128)
 

@@ -2,8 +2,9 @@
 
 import jax
 
-from pallas_kernels import dispatch, limits
-from pallas_kernels.blocks import WORD, BlockSet
+from pallas_kernels import dispatch
+from pallas_kernels.block_sizes import supported as limits
+from pallas_kernels.block_sparse.block_set import WORD, BlockSet
 from pallas_kernels.selected_attention import mosaic_tpu, ref, triton, xla
 
 _IMPLEMENTATIONS = {"reference": ref, "xla": xla, "triton": triton, "mosaic_tpu": mosaic_tpu}

@@ -6,8 +6,8 @@ Both count pairs of a query and a key, for one query head of each KV head.
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.blocks import BlockSet
-from pallas_kernels.selected_attention.mosaic_tile import Cut, Schedule
+from pallas_kernels.block_sparse.block_set import BlockSet
+from pallas_kernels.selected_attention.mosaic_tpu_tiles import Cut, Schedule
 
 
 def executed_pairs(cut: Cut, schedule: Schedule) -> jax.Array:

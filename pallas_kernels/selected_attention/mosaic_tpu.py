@@ -11,11 +11,12 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels import compat, tpu_sizes
-from pallas_kernels.mosaic_walk import flat, product
-from pallas_kernels.selected_attention import mosaic_backward
-from pallas_kernels.selected_attention import mosaic_tile as tile
-from pallas_kernels.tpu_sizes import LANES
+from pallas_kernels import compat
+from pallas_kernels.block_sizes import tpu as tpu_sizes
+from pallas_kernels.block_sizes.tpu import LANES
+from pallas_kernels.flash_attention.mosaic_tpu_pipeline import flat, product
+from pallas_kernels.selected_attention import mosaic_tpu_bwd as mosaic_backward
+from pallas_kernels.selected_attention import mosaic_tpu_tiles as tile
 
 FLOOR = float(jnp.finfo(jnp.float32).min)  # of the running maximum; -inf would need guards
 

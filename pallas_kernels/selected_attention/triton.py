@@ -11,9 +11,10 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels import tile_math
 from pallas_kernels.compat import plgpu
-from pallas_kernels.selected_attention import triton_backward, union_tile
+from pallas_kernels.flash_attention import online_softmax as tile_math
+from pallas_kernels.selected_attention import triton_bwd as triton_backward
+from pallas_kernels.selected_attention import triton_tiles as union_tile
 
 
 def selected_attention(q, k, v, blocks, pos, *, scale, interpret):

@@ -2,8 +2,8 @@
 
 import jax.numpy as jnp
 
-from pallas_kernels import flash
-from pallas_kernels.schedule import Sight, Tiles
+from pallas_kernels.flash_attention import xla as flash
+from pallas_kernels.flash_attention.xla_tiles import Sight, Tiles
 
 ROWS = 448  # 64 queries of 7 heads; more queries would share less of their blocks
 FETCH = 8

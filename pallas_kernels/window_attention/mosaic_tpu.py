@@ -1,8 +1,8 @@
 """`window_attention` on TPUs, as an interval of keys."""
 
-from pallas_kernels.job import Job
-from pallas_kernels.mosaic_flash import attend
-from pallas_kernels.schedule import Sight
+from pallas_kernels.flash_attention.mosaic_tpu import attend
+from pallas_kernels.flash_attention.params import Job
+from pallas_kernels.flash_attention.xla_tiles import Sight
 
 
 def window_attention(q, k, v, start, pos, *, window, scale, interpret):

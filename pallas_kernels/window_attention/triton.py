@@ -1,8 +1,8 @@
 """`window_attention` on NVIDIA GPUs, as an interval of keys."""
 
-from pallas_kernels.job import Job
-from pallas_kernels.schedule import Sight
-from pallas_kernels.triton_flash import attend
+from pallas_kernels.flash_attention.params import Job
+from pallas_kernels.flash_attention.triton import attend
+from pallas_kernels.flash_attention.xla_tiles import Sight
 
 
 def job(window: int, scale: float, interpret: bool) -> Job:

@@ -1,7 +1,7 @@
 """`window_attention` as an interval of keys."""
 
-from pallas_kernels.flash import attend
-from pallas_kernels.schedule import Sight, Tiles
+from pallas_kernels.flash_attention.xla import attend
+from pallas_kernels.flash_attention.xla_tiles import Sight, Tiles
 
 LEAST, ROWS = 64, 512
 

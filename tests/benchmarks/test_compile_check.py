@@ -17,7 +17,7 @@ TOO_LARGE = """
 import sys
 from unittest import mock
 from benchmarks import compile_check
-from pallas_kernels import tiles
+from pallas_kernels.block_sizes import triton as tiles
 
 key = "window_attention", 2, 128
 large = tiles.TileParams(128, 128, num_warps=4, num_stages=2)

@@ -3,7 +3,7 @@
 import argparse
 
 from benchmarks import tune
-from pallas_kernels import tiles
+from pallas_kernels.block_sizes import triton as tiles
 
 
 def test_every_kernel_has_an_operation():

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
-from pallas_kernels.blocks import unpack
+from pallas_kernels.block_sparse.block_set import unpack
 from videonsa_jax.analysis import frames, inputs, report, trace
 from videonsa_jax.analysis.attended import pair_counts, selected_pairs
 from videonsa_jax.data.errors import BadSample

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from pallas_kernels import NSASpec, nsa_blocks
-from pallas_kernels.blocks import unpack
+from pallas_kernels.block_sparse.block_set import unpack
 from videonsa_jax.analysis import attended
 from videonsa_jax.config import NSAConfig
 

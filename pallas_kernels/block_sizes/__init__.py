@@ -1,0 +1,1 @@
+"""How the kernels cut their work on each device, and what they take."""
