@@ -1,9 +1,7 @@
 """The only door to Pallas: what differs between versions of JAX ends here.
 
 Kernels import `pl`, `plgpu` and `pltpu` from this module and start with `triton_call` or
-`mosaic_call`; `splash` and `splash_mask` are JAX's own dense attention for TPUs. Nothing here needs
-`jax_triton`; a kernel that does imports it here, inside of the function that calls it, because the
-import fails where JAX is installed without GPU support.
+`mosaic_call`; `splash` and `splash_mask` are JAX's own dense attention for TPUs.
 """
 
 import warnings

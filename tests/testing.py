@@ -5,6 +5,9 @@ import numpy as np
 # Of the error: relative to the RMS of the oracle, plus rounding noise where that is exactly 0.
 REL_RMS = {"float32": 1e-5, "float16": 4e-3, "bfloat16": 2e-2}
 FLOOR_RMS = {"float32": 1e-6, "float16": 4e-4, "bfloat16": 2e-3}
+# Multiples of both, as `factor`: of kernels over ranges of keys, and of those over chosen blocks.
+RANGE_KERNELS = {"float32": 5.0, "float16": 1.0, "bfloat16": 0.5}
+SELECTED_KERNELS = 0.5
 
 
 def assert_close(name, got, want, *, dtype="float32", factor=1.0):

@@ -115,7 +115,9 @@ class VisionTower(nnx.Module):
             # The first and the last frame of a part may begin or end on another device.
             reach, count = frame_patches - 1, queries.shape[1]
             first = axis.index() * count - reach
-            keys, values = (axis.extend(x, before=reach, after=reach) for x in (keys, values))
+            keys, values = (
+                axis.halo_exchange(x, before=reach, after=reach) for x in (keys, values)
+            )
             windows, frames = (jnp.maximum(x - first, 0) for x in (windows, frames))
             # Where keys are of other devices, queries see nothing.
             windows, frames, queries = (_framed(x, reach) for x in (windows, frames, queries))
@@ -135,7 +137,7 @@ class VisionTower(nnx.Module):
         def take(merged, slot):
             if axis is not None:
                 slot = slot - axis.index() * slot.shape[1] + reach
-                merged = axis.extend(merged, before=reach, after=reach)
+                merged = axis.halo_exchange(merged, before=reach, after=reach)
             return jnp.take_along_axis(merged, slot[..., None], axis=1)
 
         tokens = "batch", "seq"

@@ -7,27 +7,29 @@ LANES = 128  # of a vector register: head widths are filled up to it with zeros
 
 
 @dataclasses.dataclass(frozen=True)
-class TPUSizes:
+class BlockSizes:
     """The sizes for one generation of TPUs.
 
     Attributes:
       vmem: bytes of a core's vector memory that a kernel may take.
-      rows: queries per tile of attention over ranges, each with all heads of a group.
-      keys: keys per step of attention over ranges.
-      queries: queries per tile of attention over chosen blocks, each with all heads of a group.
-      blocks: chosen blocks per step; together they fill the matrix unit.
+      block_q: queries per tile of attention over ranges, each with all heads of a group.
+      block_kv: keys per step of attention over ranges.
+      selected_block_q: queries per tile of attention over chosen blocks, likewise.
+      blocks_per_step: chosen blocks per step; together they fill the matrix unit.
     """
 
     vmem: int
-    rows: int
-    keys: int
-    queries: int
-    blocks: int
+    block_q: int
+    block_kv: int
+    selected_block_q: int
+    blocks_per_step: int
 
 
-_V5E = TPUSizes(vmem=100 * 2**20, rows=128, keys=256, queries=16, blocks=2)
+_V5E = BlockSizes(
+    vmem=100 * 2**20, block_q=128, block_kv=256, selected_block_q=16, blocks_per_step=2
+)
 _V5P = dataclasses.replace(_V5E, vmem=56 * 2**20)
-_V6E = TPUSizes(vmem=100 * 2**20, rows=256, keys=256, queries=32, blocks=4)
+_V6E = dataclasses.replace(_V5E, block_q=256, selected_block_q=32, blocks_per_step=4)
 
 # The names under which JAX knows the devices.
 _KINDS = {
@@ -40,6 +42,6 @@ _KINDS = {
 }
 
 
-def pick(device_kind: str) -> TPUSizes:
+def pick(device_kind: str) -> BlockSizes:
     """The sizes for a device; those with the least memory where the device is not in the table."""
     return _KINDS.get(device_kind, _V5P)

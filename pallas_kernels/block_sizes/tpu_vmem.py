@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from pallas_kernels import compat
-from pallas_kernels.block_sizes import tpu as tpu_sizes
+from pallas_kernels.block_sizes import tpu
 from pallas_kernels.block_sizes.tpu import LANES
 from pallas_kernels.block_sparse.block_set import WORD
 
@@ -22,7 +22,9 @@ def keys_per_range(dtype: DTypeLike, block: int, *, backward: bool) -> int:
     return _room() // _key_bytes(dtype, backward) // block * block
 
 
-def keys_misfit(keys: int, dtype: DTypeLike, block: int, *, backward: bool) -> str | None:
+def keys_unsupported_reason(
+    keys: int, dtype: DTypeLike, block: int, *, backward: bool
+) -> str | None:
     """Why attention over chosen blocks cannot take so many keys; None if it can."""
     fit = keys_per_range(dtype, block, backward=backward)
     if keys <= MOST_RANGES * fit:
@@ -37,7 +39,7 @@ def keys_misfit(keys: int, dtype: DTypeLike, block: int, *, backward: bool) -> s
     )
 
 
-def blocks_misfit(count: int, dtype: DTypeLike) -> str | None:
+def blocks_unsupported_reason(count: int, dtype: DTypeLike) -> str | None:
     """Why so many blocks cannot be ranked; None if they can."""
     score, mean, bits = 4 * LANES, 2 * LANES * jnp.dtype(dtype).itemsize, 2 * 4 * LANES // WORD
     fit = _room() // (score + mean + bits)
@@ -52,7 +54,7 @@ def blocks_misfit(count: int, dtype: DTypeLike) -> str | None:
 
 
 def _room():
-    return tpu_sizes.pick(compat.device_kind()).vmem - TILE_BYTES
+    return tpu.pick(compat.device_kind()).vmem - TILE_BYTES
 
 
 def _memory():

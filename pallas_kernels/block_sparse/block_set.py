@@ -1,4 +1,4 @@
-"""A set of chosen blocks per query, as packed bits."""
+"""Sets of chosen blocks, one per query, as packed bits."""
 
 import dataclasses
 
@@ -33,7 +33,7 @@ class BlockSet:
         """bool[b s k count]: which of the first `count` blocks are chosen."""
         return unpack(self.bits, count)
 
-    def part(self, first: jax.Array, count: int) -> "BlockSet":
+    def slice(self, first: jax.Array, count: int) -> "BlockSet":
         """Which of the blocks first .. first + count - 1 are chosen; first becomes block 0."""
         words = -(-count // WORD)
         bits = jnp.pad(self.bits, [(0, 0)] * 3 + [(0, words + 1)])
@@ -41,6 +41,20 @@ class BlockSet:
         shift = jnp.uint32(first % WORD)
         low, high = here[..., :-1] >> shift, here[..., 1:] << 1 << (WORD - 1 - shift)
         return dataclasses.replace(self, bits=(low | high) & pack(jnp.ones(count, bool)))
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class ChosenKeys:
+    """A query sees the keys of its chosen blocks up to a position.
+
+    Attributes:
+      blocks: the blocks chosen by each query and KV head.
+      pos: i32[b s] index of the last key that a query may see; -1 for a query that sees nothing.
+    """
+
+    blocks: BlockSet
+    pos: jax.Array
 
 
 def pack(members: jax.Array) -> jax.Array:

@@ -1,6 +1,6 @@
 """The blocks that a tile of queries visits: one ascending list per tile and KV head.
 
-Neighbouring queries choose mostly the same blocks. A kernel therefore walks the union of a tile's
+Neighbouring queries choose mostly the same blocks. A kernel therefore visits the union of a tile's
 choices once; the member word of a block says which of the tile's queries chose it. Every slot of a
 list finds its block by itself, as the slot-th set bit of the union: no sort, no scatter, and no
 array of queries x blocks.
@@ -18,49 +18,49 @@ MOST_QUERIES = 32  # per tile: one bit each in a member word
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Unions:
+class KVBlockLists:
     """Lists of u slots, of which the first `count` hold a block, for tiles of some queries.
 
     Attributes:
       ids: i32[b k tiles u] chosen blocks in ascending order, then 0.
       members: i32[b k tiles u] bit r is set where query r of the tile chose the block; then 0.
         None if not asked for.
-      whole: i32[b k tiles] how many leading blocks no query of the tile has to cut: all of their
-        keys exist and lie at or before the limit of each query that sees any key.
+      num_full: i32[b k tiles] how many leading blocks need no comparison of positions: all of
+        their keys exist and lie at or before the limit of each query that sees any key.
       count: i32[b k tiles] how many blocks to visit.
     """
 
     ids: jax.Array
     members: jax.Array | None
-    whole: jax.Array
+    num_full: jax.Array
     count: jax.Array
 
 
 def build(
-    blocks: BlockSet, limit: jax.Array, *, queries: int, keys: int, with_members: bool = True
-) -> Unions:
-    """Lists the blocks of each tile of `queries` consecutive queries.
+    blocks: BlockSet, limit: jax.Array, *, block_q: int, keys: int, with_members: bool = True
+) -> KVBlockLists:
+    """Lists the blocks of each tile of `block_q` consecutive queries.
 
     Args:
       blocks: the blocks chosen by each query and KV head.
       limit: i32[b s] index of the last key a query may see, below `keys`; -1 for a query that sees
         nothing, whatever it chose.
-      queries: queries per tile, at most 32.
+      block_q: queries per tile, at most 32.
       keys: number of keys; blocks past the last key are dropped.
       with_members: whether the kernel needs member words: they cost as many words as queries.
     """
     count = -(-keys // blocks.block)
     bits = jnp.where((limit >= 0)[..., None, None], blocks.bits, 0) & _first(count, blocks.bits)
-    bits = jnp.moveaxis(_tiled(bits, queries, 0), 3, 1)  # [b k tiles queries words]
-    most = count if blocks.most is None else min(queries * blocks.most, count)
+    bits = jnp.moveaxis(_tiled(bits, block_q, 0), 3, 1)  # [b k tiles queries words]
+    most = count if blocks.most is None else min(block_q * blocks.most, count)
     ids, total = _set_bits(jax.lax.reduce(bits, jnp.uint32(0), jax.lax.bitwise_or, (3,)), most)
     used = jnp.arange(most) < total[..., None]
     ids = jnp.where(used, ids, 0)
     members = jnp.where(used, _members(bits, ids), 0) if with_members else None
     shortest = jnp.where(limit >= 0, limit + 1, keys)
-    shortest = _tiled(shortest, queries, keys).min(2)[:, None, :, None]
-    whole = (used & ((ids + 1) * blocks.block <= shortest)).sum(-1, dtype=jnp.int32)
-    return Unions(ids, members, whole, total)
+    shortest = _tiled(shortest, block_q, keys).min(2)[:, None, :, None]
+    num_full = (used & ((ids + 1) * blocks.block <= shortest)).sum(-1, dtype=jnp.int32)
+    return KVBlockLists(ids, members, num_full, total)
 
 
 def _set_bits(words, most):
@@ -95,11 +95,11 @@ def _first(count, bits):
     return jnp.where(room > 0, full, 0)
 
 
-def _tiled(x, queries, fill):
+def _tiled(x, block_q, fill):
     """[b s ...] -> [b tiles queries ...], padded with `fill`."""
     b, s = x.shape[:2]
-    widths = [(0, 0), (0, -s % queries), *[(0, 0)] * (x.ndim - 2)]
-    return jnp.pad(x, widths, constant_values=fill).reshape(b, -1, queries, *x.shape[2:])
+    widths = [(0, 0), (0, -s % block_q), *[(0, 0)] * (x.ndim - 2)]
+    return jnp.pad(x, widths, constant_values=fill).reshape(b, -1, block_q, *x.shape[2:])
 
 
 def _position(word, rank):

@@ -1,4 +1,4 @@
-"""The queries that see a block: one ascending list per block and KV head, cut into segments.
+"""The queries that see a block: one ascending list per block and KV head, in segments.
 
 The inverse of a `BlockSet`, built without sort and without atomics: one kernel counts the bits of
 each block in each chunk of queries, a cumulative sum over blocks and chunks says where the queries
@@ -25,7 +25,7 @@ NUM_WARPS = 4
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Inverse:
+class QueryLists:
     """Lists of queries for c blocks, in z segments of which the first are used.
 
     Attributes:
@@ -45,7 +45,7 @@ class Inverse:
 
 def build(
     blocks: BlockSet, limit: jax.Array, *, keys: int, segment: int, interpret: bool
-) -> Inverse:
+) -> QueryLists:
     """Lists, for each block, the queries that chose it and see at least its first key.
 
     Args:
@@ -84,10 +84,11 @@ def build(
     run = launch(fill, (b, heads, s * most + 1), "inverse_fill")
     queries = run(bits, last, ends - counts)
     starts = ends[..., 0] - counts[..., 0]
-    return Inverse(queries, *_cut(starts, ends[..., -1], segment, count + s * most // segment))
+    segments = _segments(starts, ends[..., -1], segment, count + s * most // segment)
+    return QueryLists(queries, *segments)
 
 
-def _cut(starts, ends, segment, slots):
+def _segments(starts, ends, segment, slots):
     """Cuts lists at places i32[b k c] into segments: block, begin, end, first."""
     first = jnp.cumsum(-(-(ends - starts) // segment), axis=-1, dtype=jnp.int32)
     slot = jnp.arange(slots, dtype=jnp.int32)
@@ -105,24 +106,24 @@ def _cut(starts, ends, segment, slots):
 
 def _count_bits(bits, last, counts, *, chunk):
     """How many queries of a chunk see each block of a word."""
-    word, part, row, head = _place(bits)
+    word, number, row, head = _place(bits)
     chosen = _column(bits, last, chunk)
     bit = jax.lax.broadcasted_iota(jnp.int32, (chunk, WORD), 1)
     total = ((chosen[:, None] >> bit) & 1).sum(0)
-    counts[row, head, pl.ds(word * WORD, WORD), part] = total
+    counts[row, head, pl.ds(word * WORD, WORD), number] = total
 
 
 def _fill_lists(bits, last, begin, lists, *, chunk, blocks):
     """Writes the queries of a chunk, in order, into the lists of the blocks of a word."""
-    word, part, row, head = _place(bits)
+    word, number, row, head = _place(bits)
     chosen = _column(bits, last, chunk)
-    query = part * chunk + jnp.arange(chunk)
+    query = number * chunk + jnp.arange(chunk)
 
     def fill(bit, _):
         here = (chosen >> bit) & 1
-        slot = begin[row, head, word * WORD + bit, part] + jnp.cumsum(here) - 1
-        # The interpreter stores masked lanes too, and theirs must hit no list: the last place is
-        # part of none.
+        slot = begin[row, head, word * WORD + bit, number] + jnp.cumsum(here) - 1
+        # The interpreter stores masked values too, and they must hit no list: the last place
+        # belongs to none.
         slot = jnp.where(here == 1, slot, lists.shape[2] - 1)
         plgpu.store(lists.at[row, head, slot], query, mask=here == 1)
         return _
@@ -132,15 +133,15 @@ def _fill_lists(bits, last, begin, lists, *, chunk, blocks):
 
 def _place(bits):
     """This program's word, chunk, row of the batch and KV head."""
-    word, part, lane = (pl.program_id(axis) for axis in range(3))
+    word, chunk, program = (pl.program_id(axis) for axis in range(3))
     heads = bits.shape[2]
-    return word, part, jax.lax.div(lane, heads), jax.lax.rem(lane, heads)
+    return word, chunk, jax.lax.div(program, heads), jax.lax.rem(program, heads)
 
 
 def _column(bits, last, chunk):
     """i32[chunk]: this program's word of each query, without the blocks past its last."""
-    word, part, row, head = _place(bits)
-    query = part * chunk + jnp.arange(chunk)
+    word, number, row, head = _place(bits)
+    query = number * chunk + jnp.arange(chunk)
     exists = query < bits.shape[1]
     chosen = plgpu.load(bits.at[row, query, head, word], mask=exists, other=0)
     seen = plgpu.load(last.at[row, query], mask=exists, other=-1) + 1 - word * WORD

@@ -1,4 +1,4 @@
-"""Oracle of `compressed_attention`."""
+"""Reference of `compressed_attention`."""
 
 import jax.numpy as jnp
 

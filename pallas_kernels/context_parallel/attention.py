@@ -1,7 +1,7 @@
-"""Attention of a device's queries over keys of which every device holds a part.
+"""Attention of a device's queries over keys of which every device holds a shard.
 
-For use inside of `jax.shard_map`. The keys come as streams, arrays that are split by themselves.
-What a group of queries sees is a reader: `Selected` or `Dense`.
+For use inside of `jax.shard_map`. The keys come as streams, arrays that are sharded by themselves.
+What a group of queries sees is a reader: `SelectedReader` or `DenseReader`.
 """
 
 import dataclasses
@@ -12,41 +12,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from pallas_kernels import dispatch
-from pallas_kernels.block_sparse.block_set import BlockSet
-from pallas_kernels.context_parallel.mesh_axis import DeviceAxis
+from pallas_kernels.block_sizes.supported import Call
+from pallas_kernels.block_sparse.block_set import BlockSet, ChosenKeys
+from pallas_kernels.context_parallel.mesh_axis import MeshAxis
 from pallas_kernels.context_parallel.ring import ring_attention
-from pallas_kernels.dense_attention import partial as dense
-from pallas_kernels.dense_attention.api import dense_attention
-from pallas_kernels.selected_attention import partial as selected
-from pallas_kernels.selected_attention.api import selected_attention
+from pallas_kernels.flash_attention.mask import KeyRangeMask
+from pallas_kernels.flash_attention.params import KernelConfig
 
 Mode = Literal["gather", "ring"]
 
 
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """What is static.
-
-    Attributes:
-      axis: the devices.
-      scale: factor of the logits.
-      implementation: None picks by platform; a named one runs or raises.
-      interpret: run Pallas kernels in the interpreter; the others ignore it.
-    """
-
-    axis: DeviceAxis
-    scale: float
-    implementation: dispatch.Implementation | None = None
-    interpret: bool = False
-
-    def how(self):
-        """How attention is computed, as keyword arguments."""
-        return {x: getattr(self, x) for x in ("scale", "implementation", "interpret")}
-
-
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Selected:
+class SelectedReader:
     """Sees chosen blocks of the first stream.
 
     Attributes:
@@ -57,33 +35,39 @@ class Selected:
     blocks: BlockSet
     pos: jax.Array
 
-    def attend(self, q, keys, settings):
+    def call(self, q, k, v):
+        """What is asked of the kernels."""
+        sizes = {"block": self.blocks.block, "chosen_from": k.shape[1]}
+        return Call.of("selected_attention", q, k, v, **sizes)
+
+    def kernels(self, backend):
+        """The `AttentionKernels` that read so."""
+        return backend.selected
+
+    def attend(self, q, k, v, backend, config):
         """Attention over the keys of all devices."""
-        return selected_attention(q, *keys[0], self.blocks, self.pos, **settings.how())
+        return backend.selected.attend(q, k, v, ChosenKeys(self.blocks, self.pos), config)[0]
 
-    def forward(self, q, keys, shard, settings):
-        """out and lse over the keys of device number `shard`, which are here."""
-        k, v = keys[0]
-        return selected.forward(q, k, v, *self._of(k, shard), **settings.how())
+    def keys(self, streams):
+        """The keys and the values that are read of streams, joined."""
+        return streams[0]
 
-    def backward(self, q, keys, shard, results, settings):
-        """dq and, shaped as `keys`, dkeys; `results` are out, lse and dout."""
-        (k, v), *others = keys
-        out, lse, dout = results
-        residuals = q, k, v, *self._of(k, shard), out, lse
-        dq, *dkeys = selected.backward(residuals, dout, **settings.how())
-        return dq, (tuple(dkeys), *jax.tree.map(jnp.zeros_like, others))
+    def gradients(self, dk, dv, streams):
+        """The gradients of all streams, of those of `keys`."""
+        return (dk, dv), *jax.tree.map(jnp.zeros_like, streams[1:])
 
-    def _of(self, k, shard):
+    def sees(self, k, shard, axis):
+        """What the queries see of k, the keys of shard number `shard`."""
+        del axis
         count = k.shape[1] // self.blocks.block
-        blocks = self.blocks.part(shard * count, count)
-        return blocks, jnp.maximum(self.pos - shard * k.shape[1], -1)
+        blocks = self.blocks.slice(shard * count, count)
+        return ChosenKeys(blocks, jnp.maximum(self.pos - shard * k.shape[1], -1))
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Dense:
-    """Sees all streams, by position as in `dense_attention`.
+class DenseReader:
+    """Sees all streams, by position as in `dense_attention`; its functions as `SelectedReader`'s.
 
     Attributes:
       start: i32[b s].
@@ -95,61 +79,74 @@ class Dense:
     query_pos: jax.Array
     key_pos: tuple[jax.Array, ...]
 
-    def attend(self, q, keys, settings):
-        """As that of `Selected`."""
-        return dense_attention(
-            q,
-            *_joined(keys),
-            start=self.start,
-            query_pos=self.query_pos,
-            key_pos=jnp.concatenate(self.key_pos, axis=1),
-            **settings.how(),
-        )
+    def call(self, q, k, v):
+        return Call.of("dense_attention", q, k, v)
 
-    def forward(self, q, keys, shard, settings):
-        """As that of `Selected`."""
-        places = self._of(shard, settings.axis)
-        return dense.forward(q, *_joined(keys), places, **settings.how())
+    def kernels(self, backend):
+        return backend.flash
 
-    def backward(self, q, keys, shard, results, settings):
-        """As that of `Selected`."""
-        out, lse, dout = results
-        residuals = q, *_joined(keys), *self._of(shard, settings.axis), out, lse
-        dq, *dkeys = dense.backward(residuals, dout, **settings.how())
-        ends = np.cumsum([k.shape[1] for k, _ in keys])[:-1]
-        return dq, tuple(zip(*(jnp.split(x, ends, axis=1) for x in dkeys), strict=True))
+    def attend(self, q, k, v, backend, config):
+        return backend.attend_dense(q, k, v, self._mask(self.key_pos), config)
 
-    def _of(self, shard, axis):
-        key_pos = [axis.part(x, shard) for x in self.key_pos]
-        return self.start, self.query_pos, jnp.concatenate(key_pos, axis=1)
+    def keys(self, streams):
+        return tuple(jnp.concatenate(x, axis=1) for x in zip(*streams, strict=True))
+
+    def gradients(self, dk, dv, streams):
+        ends = np.cumsum([k.shape[1] for k, _ in streams])[:-1]
+        return tuple(zip(*(jnp.split(x, ends, axis=1) for x in (dk, dv)), strict=True))
+
+    def sees(self, k, shard, axis):
+        del k
+        return self._mask([axis.shard(x, shard) for x in self.key_pos])
+
+    def _mask(self, key_pos):
+        key_pos = jnp.concatenate(key_pos, axis=1)
+        return KeyRangeMask.of_positions(self.start, self.query_pos, key_pos)
 
 
-def _joined(keys):
-    """All streams' keys, and all their values."""
-    return [jnp.concatenate(x, axis=1) for x in zip(*keys, strict=True)]
-
-
-def attend(queries, keys, readers, *, settings: Settings, mode: Mode):
+def sharded_attention(
+    queries: tuple[jax.Array, ...],
+    streams: tuple[tuple[jax.Array, jax.Array], ...],
+    readers: tuple[SelectedReader | DenseReader, ...],
+    *,
+    axis: MeshAxis,
+    scale: float,
+    mode: Mode,
+    implementation: str | None = None,
+    interpret: bool = False,
+) -> tuple[jax.Array, ...]:
     """Softmax attention of several groups of queries, each over what its reader sees.
 
     Args:
       queries: float[b s n h] per reader, this device's.
-      keys: (keys, values) float[b t k h] per stream, this device's; t is a multiple of the block
-        where a reader is `Selected`.
+      streams: (keys, values) float[b t k h] each, this device's; t is a multiple of the block where
+        a reader is a `SelectedReader`.
       readers: what each group of queries sees.
-      settings: what is static.
+      axis: the devices.
+      scale: factor of the logits.
       mode: "gather" copies all keys to every device; "ring" passes them round, so that a device
-        holds two parts at a time.
+        holds two shards at a time.
+      implementation: None picks by platform; a named one runs or raises.
+      interpret: run Pallas kernels in the interpreter; the others ignore it.
 
     Returns:
       float[b s n h] per reader, exactly 0 where nothing is visible. The modes differ by rounding.
 
     Raises:
       ValueError: the platform or the sizes are not those of the implementation.
-      NotImplementedError: the implementation has no kernel.
+      NotImplementedError: it is "reference", which has no kernels.
     """
+    if mode == "gather":
+        streams = jax.tree.map(axis.gather, streams)
+    backends, configs = [], []
+    for reader, q in zip(readers, queries, strict=True):
+        call = reader.call(q, *reader.keys(streams))
+        backends.append(dispatch.resolve(implementation, call, interpret=interpret))
+        configs.append(KernelConfig(call.op, scale, interpret))
     if mode == "ring":
-        return ring_attention(queries, keys, readers, settings)
-    keys = jax.tree.map(settings.axis.gather, keys)
-    pairs = zip(readers, queries, strict=True)
-    return tuple(reader.attend(q, keys, settings) for reader, q in pairs)
+        kernels = tuple(x.kernels(backend) for x, backend in zip(readers, backends, strict=True))
+        return ring_attention(queries, streams, readers, axis, kernels, tuple(configs))
+    return tuple(
+        reader.attend(q, *reader.keys(streams), backend, config)
+        for reader, q, backend, config in zip(readers, queries, backends, configs, strict=True)
+    )

@@ -1,4 +1,4 @@
-"""Long arrays of which every device along a mesh axis holds a part; for use in `jax.shard_map`."""
+"""Long arrays of which every device along a mesh axis holds a shard; for `jax.shard_map`."""
 
 import dataclasses
 from typing import Any
@@ -8,8 +8,8 @@ import jax.numpy as jnp
 
 
 @dataclasses.dataclass(frozen=True)
-class DeviceAxis:
-    """Devices that hold consecutive, equally long parts of axis 1 of arrays [b t ...].
+class MeshAxis:
+    """Devices that hold consecutive, equally long shards of axis 1 of arrays [b t ...].
 
     Attributes:
       name: the mesh axis, or several that count as one.
@@ -20,34 +20,30 @@ class DeviceAxis:
     size: int
 
     def index(self) -> jax.Array:
-        """i32[] which part this device holds."""
+        """i32[] which shard this device holds."""
         return jax.lax.axis_index(self.name)
 
-    def own(self, x: jax.Array) -> jax.Array:
-        """This device's part of an array that every device holds."""
-        return self.part(x, self.index())
-
-    def part(self, x: jax.Array, index: jax.Array) -> jax.Array:
-        """Part number `index` of an array that every device holds."""
+    def shard(self, x: jax.Array, index: jax.Array) -> jax.Array:
+        """Shard number `index` of an array that every device holds."""
         length = x.shape[1] // self.size
         return jax.lax.dynamic_slice_in_dim(x, index * length, length, axis=1)
 
     def gather(self, x: jax.Array) -> jax.Array:
-        """All parts, on every device; the gradient is summed over devices and split again."""
+        """All shards, on every device; the gradient is summed over devices and split again."""
         return jax.lax.all_gather(x, self.name, axis=1, tiled=True)
 
-    def rotate(self, tree: Any) -> Any:
+    def ring_shift(self, tree: Any) -> Any:
         """Hands arrays to the next device, the last one's to the first."""
         pairs = [(i, (i + 1) % self.size) for i in range(self.size)]
         return jax.tree.map(lambda x: jax.lax.ppermute(x, self.name, pairs), tree)
 
-    def extend(self, x: jax.Array, *, before: int, after: int = 0) -> jax.Array:
-        """A part, and what stands next to it in the parts of other devices.
+    def halo_exchange(self, x: jax.Array, *, before: int, after: int = 0) -> jax.Array:
+        """A shard, and what stands next to it in the shards of other devices.
 
         Args:
-          x: [b t ...] this device's part.
-          before: how many entries of the parts before it; more than one part's, if need be.
-          after: how many entries of the parts after it.
+          x: [b t ...] this device's shard.
+          before: how many entries of the shards before it; more than one shard's, if need be.
+          after: how many entries of the shards after it.
 
         Returns:
           [b before+t+after ...]; zeros beyond both ends of the whole array.
@@ -57,7 +53,7 @@ class DeviceAxis:
         return jnp.concatenate([*left[::-1], x, *right], axis=1)
 
     def _from(self, x, distance, size):
-        """The `size` nearest entries of the part `distance` devices on."""
+        """The `size` nearest entries of the shard `distance` devices on."""
         x = x[:, -size:] if distance < 0 else x[:, :size]
         if abs(distance) >= self.size:
             return jnp.zeros_like(x)

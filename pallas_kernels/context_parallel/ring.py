@@ -1,4 +1,4 @@
-"""Attention over keys that are passed from device to device, each of which holds a part of them.
+"""Attention over keys that are passed from device to device, each of which holds a shard of them.
 
 A device keeps its queries. In every round it attends to the keys that it holds at the time and
 merges the result with those of the rounds before, by their lse; then the keys move on. In the
@@ -7,7 +7,7 @@ backward pass over its keys alone computes from the lse and the result of all ro
 a round is kept.
 
 No round starts before the one before it is done, and no backward pass before the gradients that it
-is about are there. Left alone, compilers attend to all parts at once, or keep those of the forward
+is about are there. Left alone, compilers attend to all shards at once, or keep those of the forward
 pass for the backward pass; either takes the memory that a ring is to save. XLA's CPU backend
 does so still.
 """
@@ -17,9 +17,9 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.flash_attention import online_softmax as tile_math
+from pallas_kernels.flash_attention import online_softmax
 
-_together = jax.lax.optimization_barrier  # nothing that reads a part of it starts before all of it
+_together = jax.lax.optimization_barrier  # nothing that reads some of it starts before all of it
 
 # Rounds per step of a loop. The compiler overlaps the transfer of one with the work of others. And
 # XLA's CPU backend may deadlock where a loop with collectives runs beside other collectives, so a
@@ -27,77 +27,88 @@ _together = jax.lax.optimization_barrier  # nothing that reads a part of it star
 UNROLL = 8
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnames=("settings",))
-def ring_attention(queries, keys, readers, settings):
-    """As `sharded.attend`, whose mode "ring" this is."""
-    return _forward(queries, keys, readers, settings)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnames=("axis", "kernels", "configs"))
+def ring_attention(queries, streams, readers, axis, kernels, configs):
+    """As `sharded_attention`, whose mode "ring" this is.
+
+    `kernels` are `AttentionKernels`, `configs` are `KernelConfig`s, one per reader.
+    """
+    return _forward(queries, streams, readers, axis, kernels, configs)[0]
 
 
-def _forward(queries, keys, readers, settings):
-    axis = settings.axis
-
-    def visit(keys, totals, turn):
+def _forward(queries, streams, readers, axis, kernels, configs):
+    def visit(held, totals, turn):
         shard = _shard(axis, turn)
         return tuple(
-            _merge(total, reader.forward(q, keys, shard, settings))
-            for total, q, reader in zip(totals, queries, readers, strict=True)
+            _merge(total, _attend(kernel, reader, q, held, shard, axis, config))
+            for total, q, reader, kernel, config in zip(
+                totals, queries, readers, kernels, configs, strict=True
+            )
         )
 
     def round_of(carry, turn):
         held, totals = carry
-        return _together((axis.rotate(held), visit(held, totals, turn))), None
+        return _together((axis.ring_shift(held), visit(held, totals, turn))), None
 
     nothing = tuple(
         (jnp.zeros(q.shape, jnp.float32), jnp.full(q.shape[:3], -jnp.inf)) for q in queries
     )
     last = axis.size - 1
-    (held, totals), _ = jax.lax.scan(round_of, (keys, nothing), jnp.arange(last), unroll=UNROLL)
+    (held, totals), _ = jax.lax.scan(round_of, (streams, nothing), jnp.arange(last), unroll=UNROLL)
     totals = visit(held, totals, last)
     outs = tuple(out.astype(q.dtype) for (out, _), q in zip(totals, queries, strict=True))
     lses = tuple(lse for _, lse in totals)
-    return outs, (queries, keys, readers, outs, lses)
+    return outs, (queries, streams, readers, outs, lses)
 
 
-def _backward(settings, residuals, douts):
-    queries, keys, readers, outs, lses = residuals
-    keys, douts = _together((keys, douts))
-    axis = settings.axis
+def _backward(axis, kernels, configs, residuals, douts):
+    queries, streams, readers, outs, lses = residuals
+    streams, douts = _together((streams, douts))
 
-    def visit(held, dkeys, dqueries, turn):
+    def visit(held, dstreams, dqueries, turn):
         shard, sums = _shard(axis, turn), []
-        for dquery, q, reader, *results in zip(
-            dqueries, queries, readers, outs, lses, douts, strict=True
+        for dquery, q, reader, kernel, config, out, lse, dout in zip(
+            dqueries, queries, readers, kernels, configs, outs, lses, douts, strict=True
         ):
-            dq, new = reader.backward(q, held, shard, results, settings)
-            dkeys = jax.tree.map(jnp.add, dkeys, new)  # float32 + any dtype is float32
+            k, v = reader.keys(held)
+            saved = q, k, v, reader.sees(k, shard, axis), out, lse
+            dq, dk, dv = kernel.backward(saved, dout, config)
+            # float32 + any dtype is float32
+            dstreams = jax.tree.map(jnp.add, dstreams, reader.gradients(dk, dv, held))
             sums.append(dquery + dq)
-        return dkeys, tuple(sums)
+        return dstreams, tuple(sums)
 
     def round_of(carry, turn):
-        held, dkeys, dqueries = carry
-        dkeys, dqueries = visit(held, dkeys, dqueries, turn)
-        return _together((*axis.rotate((held, dkeys)), dqueries)), None
+        held, dstreams, dqueries = carry
+        dstreams, dqueries = visit(held, dstreams, dqueries, turn)
+        return _together((*axis.ring_shift((held, dstreams)), dqueries)), None
 
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), (keys, queries))
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), (streams, queries))
     last = axis.size - 1
-    start = keys, *zeros
-    (held, dkeys, dqueries), _ = jax.lax.scan(round_of, start, jnp.arange(last), unroll=UNROLL)
-    dkeys, dqueries = visit(held, dkeys, dqueries, last)
-    grads = dqueries, axis.rotate(dkeys)  # home
-    return *jax.tree.map(lambda x, like: x.astype(like.dtype), grads, (queries, keys)), None
+    start = streams, *zeros
+    (held, dstreams, dqueries), _ = jax.lax.scan(round_of, start, jnp.arange(last), unroll=UNROLL)
+    dstreams, dqueries = visit(held, dstreams, dqueries, last)
+    grads = dqueries, axis.ring_shift(dstreams)  # home
+    return *jax.tree.map(lambda x, like: x.astype(like.dtype), grads, (queries, streams)), None
 
 
 ring_attention.defvjp(_forward, _backward)
 
 
+def _attend(kernels, reader, q, streams, shard, axis, config):
+    """out and lse over the keys of shard number `shard`, which are here."""
+    k, v = reader.keys(streams)
+    return kernels.forward(q, k, v, reader.sees(k, shard, axis), config)
+
+
 def _merge(total, new):
     """Joins the (out, lse) over one set of keys with those over another, in float32."""
-    top = tile_math.finite(jnp.maximum(total[1], new[1]))
-    weights = [jnp.exp(lse - top) for _, lse in (total, new)]
+    m = online_softmax.finite(jnp.maximum(total[1], new[1]))
+    weights = [jnp.exp(lse - m) for _, lse in (total, new)]
     outs = [weight[..., None] * out for weight, (out, _) in zip(weights, (total, new), strict=True)]
-    both = sum(weights)
-    safe = jnp.where(both == 0, 1.0, both)
-    return sum(outs) / safe[..., None], jnp.where(both == 0, -jnp.inf, top + jnp.log(safe))
+    l = sum(weights)
+    safe = jnp.where(l == 0, 1.0, l)
+    return sum(outs) / safe[..., None], jnp.where(l == 0, -jnp.inf, m + jnp.log(safe))
 
 
 def _shard(axis, turn):

@@ -1,4 +1,4 @@
-"""Oracle of `dense_attention`."""
+"""Reference of `dense_attention`."""
 
 from pallas_kernels.reference import masked_attention
 

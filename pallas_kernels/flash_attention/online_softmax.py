@@ -1,4 +1,8 @@
-"""What one step of a tile does: fetch key blocks, multiply, mask, add back."""
+"""One step of attention on a tile: fetch key blocks, multiply, mask, add to m, l and o.
+
+Of a row m is the maximum of the logits, l the sum of weights exp(logit - m), o the weighted sum of
+values; alpha rescales l and o when m grows.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -23,14 +27,14 @@ def finite(lse):
 
 
 def fetch(blocks, ids):
-    """Blocks [c w h] -> the keys [fetch*w h] of blocks `ids`; None: all of them."""
+    """Blocks [c w h] -> the keys [m*w h] of blocks `ids`; None: all of them."""
     if ids is not None:
         blocks = blocks.at[ids].get(mode="promise_in_bounds")
     return blocks.reshape(-1, blocks.shape[-1])
 
 
 def add(blocks, ids, update):
-    """The transpose of `fetch`: adds keys [fetch*w h] to blocks `ids`."""
+    """The transpose of `fetch`: adds keys [m*w h] to blocks `ids`."""
     update = update.reshape(-1, *blocks.shape[1:])
     return blocks + update if ids is None else blocks.at[ids].add(update, mode="promise_in_bounds")
 
@@ -59,17 +63,17 @@ def row_products(x, y):
 
 
 def add_keys(state, logits, values):
-    """One step of a softmax in base 2: adds keys to (maximum, sum of weights, weighted sum).
+    """One step of a softmax in base 2: adds keys to (m, l, o).
 
     Args:
       state: of the keys before, f32[m], f32[m] and f32[m h]; -inf, 0 and 0 at first.
       logits: f32[m t], times LOG2E; -inf where a row does not see a key.
       values: float[t h]; the weights are rounded to its dtype before they multiply it.
     """
-    top, total, acc = state
-    new_top = jnp.maximum(top, logits.max(1))
-    base = finite(new_top)
-    decay = jnp.exp2(top - base)
+    m, l, o = state
+    new_m = jnp.maximum(m, logits.max(1))
+    base = finite(new_m)
+    alpha = jnp.exp2(m - base)
     weights = jnp.exp2(logits - base[:, None])
-    acc = acc * decay[:, None] + product(weights.astype(values.dtype), values, 1, 0)
-    return new_top, total * decay + weights.sum(1), acc
+    o = o * alpha[:, None] + product(weights.astype(values.dtype), values, 1, 0)
+    return new_m, l * alpha + weights.sum(1), o

@@ -1,4 +1,4 @@
-"""What the forward and the backward kernels of attention under a `Sight` have in common."""
+"""What the forward and the backward kernels of attention under a `KeyRangeMask` share on GPUs."""
 
 import functools
 
@@ -6,22 +6,23 @@ import jax
 import jax.numpy as jnp
 
 from pallas_kernels import compat
-from pallas_kernels.block_sizes import triton as tiles
+from pallas_kernels.block_sizes import triton as block_sizes
 from pallas_kernels.compat import pl, plgpu
 
 LEAST_ROWS = 16  # of a matrix product
 LEAST_VISITS = 4  # tiles that are worth a program of their own
 
 
-def sizes(kernel, q):
-    """The `TileParams` for q [b s n h] on this device.
+def tuning(kernel, q):
+    """The `TuningConfig` for q [b s n h] on this device.
 
     Args:
-      kernel: a name in `tiles`: that of the operation, or for few queries "decode_attention", or in
-        the backward pass "attention_dq" or "attention_dkv".
+      kernel: a name in `block_sizes.triton`: that of the operation, or for few queries
+        "decode_attention", or in the backward pass "attention_dq" or "attention_dkv".
       q: the queries.
     """
-    return tiles.pick(kernel, compat.device_kind(), q.dtype, pl.next_power_of_2(q.shape[3]))
+    width = pl.next_power_of_2(q.shape[3])
+    return block_sizes.pick(kernel, compat.device_kind(), q.dtype, width)
 
 
 def per_tile(x, count, fill):
@@ -29,35 +30,35 @@ def per_tile(x, count, fill):
     return jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, count - x.shape[-1])], constant_values=fill)
 
 
-def walk(schedule, steps, state, *, split=0, splits=1, repeat=1):
-    """Visits the tiles of a program's schedule: the whole ones first, then the others.
+def tile_loop(schedule, steps, state, *, split=0, num_splits=1, repeat=1):
+    """Visits the tiles of a program's schedule: the full ones first, then the partial ones.
 
     Args:
-      schedule: refs of the spans [4] and, where tiles are listed, of the ids.
+      schedule: refs of the ranges [4] and, where tiles are listed, of the ids.
       steps: two functions of the number of a tile, the repetition and the state, that return the
-        new state: one for whole tiles, one for the others.
+        new state: one for full tiles, one for partial ones.
       state: before the first step.
-      split: which part of the visits to make.
-      splits: parts.
+      split: which share of the visits to make.
+      num_splits: programs that share the visits.
       repeat: visits per tile.
     """
-    spans, *ids = schedule
-    first, whole_first, whole_last, last = (spans[i] for i in range(4))
-    wholes = whole_last - whole_first
+    ranges, *ids = schedule
+    begin, full_begin, full_end, end = (ranges[i] for i in range(4))
+    fulls = full_end - full_begin
 
     def number(place):
         return ids[0][place] if ids else place
 
-    def visit(i, state, *, is_whole):
+    def visit(i, state, *, is_full):
         i, turn = jax.lax.div(i, repeat), jax.lax.rem(i, repeat)
-        if is_whole:
-            return steps[0](number(whole_first + i), turn, state)
-        place = first + i
-        return steps[1](number(place + jnp.where(place >= whole_first, wholes, 0)), turn, state)
+        if is_full:
+            return steps[0](number(full_begin + i), turn, state)
+        place = begin + i
+        return steps[1](number(place + jnp.where(place >= full_begin, fulls, 0)), turn, state)
 
-    for total, is_whole in ((wholes, True), (last - first - wholes, False)):
-        begin, end = (jax.lax.div(total * repeat * x, splits) for x in (split, split + 1))
-        state = jax.lax.fori_loop(begin, end, functools.partial(visit, is_whole=is_whole), state)
+    for count, is_full in ((fulls, True), (end - begin - fulls, False)):
+        low, high = (jax.lax.div(count * repeat * x, num_splits) for x in (split, split + 1))
+        state = jax.lax.fori_loop(low, high, functools.partial(visit, is_full=is_full), state)
     return state
 
 

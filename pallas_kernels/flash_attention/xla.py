@@ -1,144 +1,122 @@
-"""Attention under a `Sight` in plain JAX, memory linear in both lengths.
+"""Attention under a `KeyRangeMask` in plain JAX, memory linear in both lengths.
 
 The branches of native sparse attention, dense attention and the windows of a vision tower are one
-computation: a tile of queries walks an ascending list of key blocks, keeps softmax statistics, and
-masks the keys that a single query does not see. They differ in their `Sight` and `Tiles` only. The
-backward pass walks the same lists and recomputes the weights from the saved lse.
+computation: a tile of queries visits an ascending list of key blocks, keeps softmax statistics, and
+masks the keys that a single query does not see. They differ in their mask and sizes only. The
+backward pass visits the same lists and recomputes the weights from the saved lse.
 """
-
-import functools
 
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.flash_attention import online_softmax as tile_math
-from pallas_kernels.flash_attention.xla_tiles import Cut, Walk
+from pallas_kernels.block_sizes import xla as sizes
+from pallas_kernels.flash_attention import online_softmax
+from pallas_kernels.flash_attention.attention_kernels import AttentionKernels
+from pallas_kernels.flash_attention.xla_tiles import KVLoop, TileLayout
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnames=("scale", "tiles"))
-def attend(q, k, v, sight, scale, tiles):
-    """Softmax attention of each query over the keys it sees.
+def forward(q, k, v, mask, config):
+    """See `AttentionKernels`."""
+    layout = _layout(q, k, mask, config)
 
-    Args:
-      q: float[b s n h] queries; query head i reads KV head i // (n // k).
-      k: float[b t k h] keys.
-      v: float[b t k h] values.
-      sight: what each query sees.
-      scale: factor of the logits.
-      tiles: how to cut the work.
-
-    Returns:
-      out float[b s n h], dtype of `q`, and lse float32[b s n], the logarithm of the softmax
-      denominator, which carries no gradient; 0 and -inf for a query that sees nothing.
-    """
-    return _attend_fwd(q, k, v, sight, scale, tiles)[0]
-
-
-def _attend_fwd(q, k, v, sight, scale, tiles):
-    cut = Cut(q.shape, k.shape, tiles)
-
-    def lane(args):
+    def head(args):
         rows, keys, values, (queries, key_pos) = args
 
         def tile(args):
             rows, queries = args
-            walk = Walk.plan(queries, key_pos, cut.fetch)
-            return _forward(rows, keys, values, walk, scale)
+            kv_loop = KVLoop.plan(queries, key_pos, layout.blocks_per_step)
+            return _tile_forward(rows, keys, values, kv_loop, config.scale)
 
         return jax.lax.map(tile, (rows, queries))
 
-    lanes = cut.rows(sight.live(q)), cut.keys(k), cut.keys(v), cut.sights(sight)
-    out, lse = (cut.join_rows(x) for x in jax.lax.map(lane, lanes))
-    out = out.astype(q.dtype)
-    return (out, lse), (q, k, v, sight, out, lse)
+    heads = (
+        layout.rows(mask.zero_blind(q)),
+        layout.keys(k),
+        layout.keys(v),
+        layout.masks(mask),
+    )
+    out, lse = (layout.join_rows(x) for x in jax.lax.map(head, heads))
+    return out.astype(q.dtype), lse
 
 
-def _attend_bwd(scale, tiles, residuals, cotangents):
-    return *backward(residuals, cotangents[0], scale, tiles), None
+def backward(residuals, dout, config):
+    """See `AttentionKernels`."""
+    q, k, v, mask, out, lse = residuals
+    layout = _layout(q, k, mask, config)
+    delta = online_softmax.row_products(dout, out)
 
-
-attend.defvjp(_attend_fwd, _attend_bwd)
-
-
-def backward(residuals, dout, scale, tiles):
-    """The gradients of `attend`, whatever computed its results.
-
-    Args:
-      residuals: q, k, v and sight as `attend` takes them, out and lse as it returns them.
-      dout: float[b s n h] gradient of `out`.
-      scale: factor of the logits.
-      tiles: how to cut the work.
-
-    Returns:
-      dq, dk, dv in the shapes and dtypes of q, k, v.
-    """
-    q, k, v, sight, out, lse = residuals
-    cut = Cut(q.shape, k.shape, tiles)
-    delta = tile_math.row_products(dout, out)
-
-    def lane(args):
+    def head(args):
         rows, keys, values, (queries, key_pos) = args
 
         def tile(grads, args):
             rows, queries = args
-            walk = Walk.plan(queries, key_pos, cut.fetch)
-            return _backward(rows, keys, values, grads, walk, scale)
+            kv_loop = KVLoop.plan(queries, key_pos, layout.blocks_per_step)
+            return _tile_backward(rows, keys, values, grads, kv_loop, config.scale)
 
         zeros = jnp.zeros(keys.shape, jnp.float32)
         (dk, dv), dq = jax.lax.scan(tile, (zeros, zeros), (rows, queries))
         return dq, dk, dv
 
-    rows = tuple(cut.rows(x) for x in (sight.live(q), dout, lse, delta))
-    dq, dk, dv = jax.lax.map(lane, (rows, cut.keys(k), cut.keys(v), cut.sights(sight)))
-    dq, dk, dv = cut.join_rows(dq), cut.join_keys(dk), cut.join_keys(dv)
+    rows = tuple(layout.rows(x) for x in (mask.zero_blind(q), dout, lse, delta))
+    heads = rows, layout.keys(k), layout.keys(v), layout.masks(mask)
+    dq, dk, dv = jax.lax.map(head, heads)
+    dq, dk, dv = layout.join_rows(dq), layout.join_keys(dk), layout.join_keys(dv)
     return dq.astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype)
 
 
-def _forward(q, keys, values, walk, scale):
+KERNELS = AttentionKernels(forward, backward)
+
+
+def _layout(q, k, mask, config):
+    group = q.shape[2] // k.shape[2]
+    return TileLayout(q.shape, k.shape, sizes.pick(config, group, mask.block))
+
+
+def _tile_forward(q, keys, values, kv_loop, scale):
     """One tile: rows float[m h] over blocks float[c w h] -> out f32[m h], lse f32[m]."""
-    m, h = q.shape
+    rows, h = q.shape
 
     def step(i, state):
-        top, total, acc = state
-        ids, see = walk.step(i)
-        logits = tile_math.product(q, tile_math.fetch(keys, ids), 1, 1) * scale
-        logits = tile_math.mask(logits, see, axis=0)
-        new_top = jnp.maximum(top, logits.max(1))
-        base = tile_math.finite(new_top)
+        m, l, o = state
+        ids, see = kv_loop.step(i)
+        logits = online_softmax.product(q, online_softmax.fetch(keys, ids), 1, 1) * scale
+        logits = online_softmax.mask(logits, see, axis=0)
+        new_m = jnp.maximum(m, logits.max(1))
+        base = online_softmax.finite(new_m)
         weights = jnp.exp(logits - base[:, None])
-        decay = jnp.exp(top - base)
-        v = tile_math.seen(tile_math.fetch(values, ids), see)
-        acc = acc * decay[:, None] + tile_math.product(weights.astype(v.dtype), v, 1, 0)
-        return new_top, total * decay + weights.sum(1), acc
+        alpha = jnp.exp(m - base)
+        v = online_softmax.seen(online_softmax.fetch(values, ids), see)
+        o = o * alpha[:, None] + online_softmax.product(weights.astype(v.dtype), v, 1, 0)
+        return new_m, l * alpha + weights.sum(1), o
 
-    state = jnp.full(m, -jnp.inf), jnp.zeros(m), jnp.zeros((m, h))
-    top, total, acc = jax.lax.fori_loop(0, walk.steps, step, state)
-    safe = jnp.where(total == 0, 1.0, total)
-    return acc / safe[:, None], jnp.where(total == 0, -jnp.inf, top + jnp.log(safe))
+    state = jnp.full(rows, -jnp.inf), jnp.zeros(rows), jnp.zeros((rows, h))
+    m, l, o = jax.lax.fori_loop(0, kv_loop.steps, step, state)
+    safe = jnp.where(l == 0, 1.0, l)
+    return o / safe[:, None], jnp.where(l == 0, -jnp.inf, m + jnp.log(safe))
 
 
-def _backward(rows, keys, values, grads, walk, scale):
+def _tile_backward(rows, keys, values, grads, kv_loop, scale):
     """One tile: adds to the gradients (dk, dv), each f32[c w h] -> (them, dq f32[m h]).
 
     Weights are held with keys on rows, [t m]: two of the three products that follow then contract
     their last axis, which a CPU multiplies fastest.
     """
     q, dout, lse, delta = rows
-    base = tile_math.finite(lse)
+    base = online_softmax.finite(lse)
 
     def step(i, state):
         dq, dk, dv = state
-        ids, see = walk.step(i)
-        k, v = (tile_math.seen(tile_math.fetch(x, ids), see) for x in (keys, values))
+        ids, see = kv_loop.step(i)
+        k, v = (online_softmax.seen(online_softmax.fetch(x, ids), see) for x in (keys, values))
         weights = jnp.exp(
-            tile_math.mask(tile_math.product(k, q, 1, 1) * scale - base, see.T, axis=1)
+            online_softmax.mask(online_softmax.product(k, q, 1, 1) * scale - base, see.T, axis=1)
         )
-        dlogits = weights * (tile_math.product(v, dout, 1, 1) - delta) * scale
+        dlogits = weights * (online_softmax.product(v, dout, 1, 1) - delta) * scale
         weights, dlogits = weights.astype(q.dtype), dlogits.astype(q.dtype)
-        dq = dq + tile_math.product(dlogits, k, 0, 0)
-        dk = tile_math.add(dk, ids, tile_math.product(dlogits, q, 1, 0))
-        dv = tile_math.add(dv, ids, tile_math.product(weights, dout, 1, 0))
+        dq = dq + online_softmax.product(dlogits, k, 0, 0)
+        dk = online_softmax.add(dk, ids, online_softmax.product(dlogits, q, 1, 0))
+        dv = online_softmax.add(dv, ids, online_softmax.product(weights, dout, 1, 0))
         return dq, dk, dv
 
-    dq, dk, dv = jax.lax.fori_loop(0, walk.steps, step, (jnp.zeros(q.shape), *grads))
+    dq, dk, dv = jax.lax.fori_loop(0, kv_loop.steps, step, (jnp.zeros(q.shape), *grads))
     return (dk, dv), dq

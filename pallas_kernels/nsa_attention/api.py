@@ -1,25 +1,17 @@
 """Native sparse attention: three branches over the same keys, gated and summed."""
 
-import dataclasses
-
 import jax
-import jax.numpy as jnp
-import numpy as np
-from jax.ad_checkpoint import checkpoint_name
 
 from pallas_kernels import dispatch
-from pallas_kernels.block_mean.api import block_mean
-from pallas_kernels.block_sizes import supported as limits
-from pallas_kernels.block_sparse.block_set import BlockSet
-from pallas_kernels.compressed_attention.api import compressed_attention
-from pallas_kernels.nsa_attention import triton as triton_nsa
+from pallas_kernels.block_mean.ref import block_mean
+from pallas_kernels.block_sizes.supported import Call
+from pallas_kernels.block_sparse.block_set import BlockSet, ChosenKeys
+from pallas_kernels.flash_attention.mask import KeyRangeMask
+from pallas_kernels.nsa_attention import ref
+from pallas_kernels.nsa_attention.branches import BranchConfigs, BranchMasks, choose
 from pallas_kernels.nsa_attention.gating import combine
+from pallas_kernels.nsa_attention.segments import token_positions, visible_blocks, whole_blocks
 from pallas_kernels.nsa_attention.spec import NSASpec
-from pallas_kernels.select_blocks.api import SelectRule, select_blocks
-from pallas_kernels.selected_attention.api import selected_attention
-from pallas_kernels.window_attention.api import window_attention
-
-BLOCKS = "nsa_blocks"  # the selected blocks under `jax.checkpoint`: few bits, many operations
 
 
 def nsa_attention(
@@ -29,7 +21,7 @@ def nsa_attention(
     gates: jax.Array,
     *,
     spec: NSASpec,
-    implementation: dispatch.Implementation | None = None,
+    implementation: str | None = None,
     interpret: bool = False,
     segment_ids: jax.Array | None = None,
     q_offset: int | jax.Array = 0,
@@ -70,22 +62,27 @@ def nsa_attention(
     dispatch.bind_attention(
         q=(q, "b s n h"), k=(k, "b t k h"), v=(v, "b t k h"), gates=(gates, "b s n 3")
     )
-    start, pos = _places(q, k, segment_ids, q_offset, spec.block_size)
-    how = _how(q, k, v, spec.block_size, implementation, interpret)
-    scale = q.shape[-1] ** -0.5
+    start, pos = token_positions(q, k, segment_ids, q_offset, spec.block_size)
+    if implementation == dispatch.REFERENCE:
+        return ref.nsa_attention(q, k, v, gates, start, pos, spec=spec)
+    backend = _resolve(q, k, v, spec.block_size, implementation, interpret)
+    configs = BranchConfigs.of(spec, q.shape[-1] ** -0.5, interpret)
 
-    k, v = (_whole_blocks(x, spec.block_size) for x in (k, v))
-    means = tuple(block_mean(x, block=spec.block_size, **how) for x in (k, v))
-    visible = visible_blocks(start, pos, spec)
-    compressed = compressed_attention(q, *means, visible, scale=scale, **how)
-    blocks = select(q, means[0], compressed[1], visible, pos, spec=spec, how=how)
-    if how["implementation"] == "triton":
+    k, v = (whole_blocks(x, spec.block_size) for x in (k, v))
+    means = tuple(block_mean(x, block=spec.block_size) for x in (k, v))
+    visible = visible_blocks(start, pos, spec.block_size)
+    ranges = KeyRangeMask.of_ranges(visible)
+    compressed = backend.flash.attend(q, *means, ranges, configs.compressed)
+    blocks = choose(
+        q, means[0], compressed[1], visible, pos, spec=spec, backend=backend, config=configs.select
+    )
+    near = KeyRangeMask.of_window(start, pos, spec.window_size)
+    masks = BranchMasks(ranges, ChosenKeys(blocks, pos), near)
+    if backend.fused_nsa is not None:
         compressed = jax.lax.stop_gradient(compressed)
-        places = triton_nsa.Places(visible, blocks, start, pos)
-        settings = triton_nsa.Settings(spec.window_size, scale, interpret)
-        return triton_nsa.gated_attention(q, k, v, means, gates, compressed, places, settings)
-    selected = selected_attention(q, k, v, blocks, pos, scale=scale, **how)
-    window = window_attention(q, k, v, start, pos, window=spec.window_size, scale=scale, **how)
+        return backend.fused_nsa(q, k, v, means, gates, compressed, masks, configs)
+    selected, _ = backend.selected.attend(q, k, v, masks.selected, configs.selected)
+    window, _ = backend.flash.attend(q, k, v, masks.window, configs.window)
     return combine(gates, (compressed[0], selected, window), pos)
 
 
@@ -94,93 +91,28 @@ def nsa_blocks(
     k: jax.Array,
     *,
     spec: NSASpec,
-    implementation: dispatch.Implementation | None = None,
+    implementation: str | None = None,
     interpret: bool = False,
     segment_ids: jax.Array | None = None,
     q_offset: int | jax.Array = 0,
 ) -> BlockSet:
     """The blocks that `nsa_attention` selects for the same arguments; raises as it does."""
-    start, pos = _places(q, k, segment_ids, q_offset, spec.block_size)
-    how = _how(q, k, k, spec.block_size, implementation, interpret)
-    mean_k = block_mean(_whole_blocks(k, spec.block_size), block=spec.block_size, **how)
-    visible, scale = visible_blocks(start, pos, spec), q.shape[-1] ** -0.5
-    _, lse = compressed_attention(q, mean_k, mean_k, visible, scale=scale, **how)
-    return select(q, mean_k, lse, visible, pos, spec=spec, how=how)
+    start, pos = token_positions(q, k, segment_ids, q_offset, spec.block_size)
+    if implementation == dispatch.REFERENCE:
+        return ref.nsa_blocks(q, k, start, pos, spec=spec)
+    backend = _resolve(q, k, k, spec.block_size, implementation, interpret)
+    configs = BranchConfigs.of(spec, q.shape[-1] ** -0.5, interpret)
+    mean_k = block_mean(whole_blocks(k, spec.block_size), block=spec.block_size)
+    visible = visible_blocks(start, pos, spec.block_size)
+    ranges = KeyRangeMask.of_ranges(visible)
+    _, lse = backend.flash.attend(q, mean_k, mean_k, ranges, configs.compressed)
+    return choose(q, mean_k, lse, visible, pos, spec=spec, backend=backend, config=configs.select)
 
 
-def _how(q, k, v, block, implementation, interpret):
-    """One choice of implementation for all branches, as keyword arguments of the operations."""
-    name = dispatch.resolve(
-        implementation,
-        ("reference", "xla", "triton", "mosaic_tpu"),
-        interpret=interpret,
-        misfits=limits.selected_misfits(q, k, v, block),
+def _resolve(q, k, v, block, implementation, interpret):
+    """One backend for all branches."""
+    keys = k.shape[1]
+    call = Call.of(
+        "nsa_attention", q, k, v, block=block, chosen_from=keys, ranked=-(-keys // block)
     )
-    return {"implementation": name, "interpret": interpret}
-
-
-def visible_blocks(start, pos, spec):
-    """i32[b s 2] half-open range of the complete blocks of a query's sequence before it."""
-    return jnp.stack([start, pos + 1], axis=-1) // spec.block_size
-
-
-def select(q, mean_k, lse, visible, pos, *, spec, how):
-    """The blocks that the weights of the compressed branch rank highest."""
-    rule = SelectRule(spec.block_count, spec.forced_first, spec.forced_local, spec.block_size)
-    own = pos // spec.block_size  # -1 where pos is
-    scale = q.shape[-1] ** -0.5
-    blocks = select_blocks(q, mean_k, lse, visible, own, rule=rule, scale=scale, **how)
-    return dataclasses.replace(blocks, bits=checkpoint_name(blocks.bits, BLOCKS))
-
-
-def _places(q, k, segment_ids, q_offset, block):
-    """i32[b s] index of the first key of each query's sequence, and of its own; -1 for padding."""
-    sizes = dispatch.bind_attention(q=(q, "b s n h"), k=(k, "b t k h"))
-    b, s, t = sizes["b"], sizes["s"], sizes["t"]
-    _check_offset(q_offset, s, t)
-    pos = jnp.broadcast_to(jnp.arange(s, dtype=jnp.int32) + q_offset, (b, s))
-    if segment_ids is None:
-        return jnp.zeros_like(pos), pos
-    dispatch.bind_dims(k=(k, "b t k h"), segment_ids=(segment_ids, "b t"))
-    _check_segments(segment_ids, block)
-    return places_of_segments(segment_ids, q_offset, s)
-
-
-def places_of_segments(segment_ids, q_offset, count):
-    """As i32[b s] the sequence's first key and the own key of the `count` queries at `q_offset`.
-
-    Both are indices of `segment_ids`; the own one is -1 at padding.
-    """
-    at = jnp.arange(segment_ids.shape[1], dtype=jnp.int32)
-    begins = jnp.diff(segment_ids, axis=1, prepend=segment_ids[:, :1] - 1) != 0
-    start = jax.lax.cummax(jnp.where(begins, at, 0), axis=1)
-    pos = jnp.where(segment_ids >= 0, at, -1)
-    return tuple(jax.lax.dynamic_slice_in_dim(x, q_offset, count, axis=1) for x in (start, pos))
-
-
-def _whole_blocks(x, block):
-    """Appends zeros up to a multiple of `block`; no query sees them."""
-    return jnp.pad(x, ((0, 0), (0, -x.shape[1] % block), (0, 0), (0, 0)))
-
-
-def _check_offset(q_offset, queries, keys):
-    if isinstance(q_offset, jax.core.Tracer):
-        return
-    if not 0 <= q_offset <= keys - queries:
-        raise ValueError(
-            f"{q_offset=} puts {queries} queries outside of {keys} keys; it must be in "
-            f"0..{keys - queries}"
-        )
-
-
-def _check_segments(segment_ids, block):
-    if isinstance(segment_ids, jax.core.Tracer):
-        return
-    ids = np.asarray(segment_ids)
-    begins = np.diff(ids, axis=1, prepend=-1) != 0
-    row, index = np.nonzero(begins & (ids >= 0) & (np.arange(ids.shape[1]) % block != 0))
-    if row.size:
-        raise ValueError(
-            f"segment_ids[{row[0]}] starts a segment at {index[0]}, not a multiple of the block "
-            f"size {block}; pad the segment before it"
-        )
+    return dispatch.resolve(implementation, call, interpret=interpret)

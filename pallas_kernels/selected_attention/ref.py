@@ -1,4 +1,4 @@
-"""Oracle of `selected_attention`."""
+"""Reference of `selected_attention`."""
 
 import jax.numpy as jnp
 

@@ -1,4 +1,4 @@
-"""Oracle of `window_attention`."""
+"""Reference of `window_attention`."""
 
 import jax.numpy as jnp
 

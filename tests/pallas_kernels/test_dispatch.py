@@ -1,5 +1,6 @@
 """Who runs where: implementations by platform, what kernels take, and lowering without a GPU."""
 
+import dataclasses
 import functools
 import re
 
@@ -22,9 +23,12 @@ from pallas_kernels import (
     selected_attention,
     window_attention,
 )
+from pallas_kernels.block_sizes.supported import Call
 
 H100 = AbstractDevice(device_kind="NVIDIA H100 80GB HBM3", num_cores=None, platform="gpu")
-ALL = ("reference", "xla", "triton")
+ROCM = AbstractDevice(device_kind="AMD Instinct MI300X", num_cores=None, platform="rocm")
+V5P = AbstractDevice(device_kind="TPU v5p", num_cores=2, platform="tpu")
+DENSE = Call("dense_attention", width=128, group=7, dtypes=("bfloat16",))
 
 
 def _on(device):
@@ -52,7 +56,7 @@ def _calls(*, tokens=64, heads=4, kv_heads=2, width=64, block=32, dtype=jnp.floa
         return interval_attention(q, k, v, interval=interval, max_length=16, **how)
 
     spec = NSASpec(block_size=block, block_count=2, window_size=16)
-    rule = SelectRule(top=2, first=0, local=1, block=block)
+    rule = SelectRule(top_k=2, num_init_blocks=0, num_local_blocks=1, block=block)
     q, kv, pos = floats(tokens, heads, width), floats(tokens, kv_heads, width), ints(tokens)
     lse = jax.ShapeDtypeStruct((1, tokens, heads), jnp.float32)
     bits = jax.ShapeDtypeStruct((1, tokens, kv_heads, -(-tokens // (32 * block))), jnp.uint32)
@@ -88,7 +92,7 @@ def _is_kernel(jaxpr):
 KERNELS = tuple(name for name in _calls() if name != "block_mean")  # a mean needs no kernel
 
 
-@pytest.mark.parametrize("op", _calls())
+@pytest.mark.parametrize("op", KERNELS)
 def test_a_kernel_needs_a_gpu_or_the_interpreter(op):
     message = "implementation='triton' runs on a GPU and the platform is 'cpu'; use .*'xla', or int"
     with pytest.raises(ValueError, match=message):
@@ -134,23 +138,63 @@ def test_none_on_a_gpu_takes_sizes_without_a_kernel(sizes):
         assert not _is_kernel(_trace(_calls(**sizes)["nsa"]))
 
 
-def test_an_operation_without_a_kernel_says_so():
-    with _on(H100):
-        message = r"implementation='triton' has no kernel here; use one of \('reference', 'xla'\)"
-        with pytest.raises(NotImplementedError, match=message):
-            dispatch.resolve("triton", ("reference", "xla"))
-        assert dispatch.resolve(None, ("reference", "xla")) == "xla"
+@pytest.mark.parametrize("name", ["triton", "mosaic_tpu"])
+def test_an_operation_without_kernels_takes_no_name_of_kernels(name):
+    message = rf"implementation='{name}' has no kernel here; use one of \('reference', 'xla'\) or"
+    with _on(H100), pytest.raises(NotImplementedError, match=message):
+        _trace(_calls()["block_mean"], implementation=name)
+    for name in ("reference", "xla", None):
+        assert not _is_kernel(_trace(_calls()["block_mean"], implementation=name))
 
 
-@pytest.mark.parametrize("platform", ["gpu", "cuda"])
-def test_resolve_goes_by_the_platform(platform):
-    device = AbstractDevice(device_kind="NVIDIA H200", num_cores=None, platform=platform)
-    tpu = AbstractDevice(device_kind="TPU v5p", num_cores=2, platform="tpu")
+def test_an_unknown_name_is_an_error_that_names_the_known_ones():
+    message = (
+        r"'cuda' is unknown; use one of \('reference', 'triton', 'mosaic_tpu', 'xla'\) or None"
+    )
+    for call in _calls().values():
+        with pytest.raises(ValueError, match=message):
+            _trace(call, implementation="cuda")
+
+
+@pytest.mark.parametrize(
+    ("device", "name"), [(H100, "triton"), (V5P, "mosaic_tpu"), (ROCM, "triton"), (None, "xla")]
+)
+def test_none_is_the_first_that_runs_here(device, name):
     with _on(device):
-        assert dispatch.resolve(None, ALL) == "triton"
-        assert dispatch.resolve("triton", ALL) == "triton"
-    with _on(tpu):
-        assert dispatch.resolve(None, ALL) == "xla"
+        assert dispatch.resolve(None, DENSE).name == name
+        assert dispatch.resolve(name, DENSE).name == name
+        assert dispatch.resolve(None, dataclasses.replace(DENSE, width=96)).name == "xla"
+
+
+@pytest.mark.parametrize("device", [H100, None])
+def test_a_tpu_kernel_needs_a_tpu_or_the_interpreter(device):
+    platform = "gpu" if device else "cpu"
+    message = f"implementation='mosaic_tpu' runs on a TPU and the platform is '{platform}'; use"
+    with _on(device), pytest.raises(ValueError, match=message):
+        dispatch.resolve("mosaic_tpu", DENSE)
+    with _on(device):
+        assert dispatch.resolve("mosaic_tpu", DENSE, interpret=True).name == "mosaic_tpu"
+
+
+@pytest.mark.parametrize("op", ["selected", "nsa"])
+@pytest.mark.parametrize("tokens", [283_648, 283_712, 600_000])
+def test_none_accepts_what_the_gradients_take_too(op, tokens):
+    """A TPU v5p holds fewer keys with their gradients than without."""
+    run, arrays = _calls(tokens=tokens, width=128, block=64, dtype=jnp.bfloat16)[op]
+
+    def loss(*arrays):
+        return run(*arrays).astype(jnp.float32).sum()
+
+    with _on(V5P):
+        forward = jax.make_jaxpr(run)(*arrays)
+        gradients = jax.make_jaxpr(jax.grad(loss))(*arrays)
+    assert _is_kernel(forward) == _is_kernel(gradients) == (tokens <= 283_648)
+
+
+def test_a_name_still_runs_forward_what_its_gradients_do_not_take():
+    call = dataclasses.replace(DENSE, op="selected_attention", block=64, chosen_from=400_000)
+    with _on(V5P):
+        assert dispatch.resolve("mosaic_tpu", call).name == "mosaic_tpu"
 
 
 def test_lengths_beyond_int32_are_named():

@@ -1,4 +1,4 @@
-"""Who runs on a TPU: implementations by platform, what kernels take, lowering without a TPU."""
+"""What the kernels take, and that what they take lowers without a TPU."""
 
 import functools
 import re
@@ -11,16 +11,14 @@ from jax.sharding import AbstractDevice, AbstractMesh
 from pallas_kernels import (
     compressed_attention,
     dense_attention,
-    dispatch,
     interval_attention,
     window_attention,
 )
-from pallas_kernels.block_sizes import supported as limits
-from pallas_kernels.block_sizes import tpu as tpu_sizes
+from pallas_kernels.block_sizes import supported, tpu
+from pallas_kernels.block_sizes.supported import Call
 
 V5P = AbstractDevice(device_kind="TPU v5p", num_cores=2, platform="tpu")
-H100 = AbstractDevice(device_kind="NVIDIA H100 80GB HBM3", num_cores=None, platform="gpu")
-ALL = ("reference", "xla", "triton", "mosaic_tpu")
+BY = {"Triton kernel": supported.by_triton, "TPU kernel": supported.by_mosaic_tpu}
 
 
 def _on(device):
@@ -28,51 +26,45 @@ def _on(device):
     return jax.sharding.use_abstract_mesh(AbstractMesh((), (), abstract_device=device))
 
 
-def _misfits(*, width=128, heads=28, dtype=jnp.bfloat16):
+def _call(*, width=128, heads=28, dtype=jnp.bfloat16, op="dense_attention", **blocks):
     q, k = (jax.ShapeDtypeStruct((1, 8, n, width), dtype) for n in (heads, 4))
-    return limits.attention_misfits(q, k, k)
+    return Call.of(op, q, k, k, **blocks)
 
 
-@pytest.mark.parametrize(("device", "name"), [(V5P, "mosaic_tpu"), (H100, "triton")])
-def test_none_is_the_kernel_of_the_platform(device, name):
-    with _on(device):
-        assert dispatch.resolve(None, ALL) == name
-        assert dispatch.resolve(name, ALL) == name
-        assert dispatch.resolve(None, ALL, misfits={name: "too wide"}) == "xla"
-        assert dispatch.resolve(None, ("reference", "xla")) == "xla"
-
-
-@pytest.mark.parametrize("device", [H100, None])
-def test_a_kernel_needs_a_tpu_or_the_interpreter(device):
-    platform = "gpu" if device else "cpu"
-    message = f"implementation='mosaic_tpu' runs on a TPU and the platform is '{platform}'; use"
-    with _on(device), pytest.raises(ValueError, match=message):
-        dispatch.resolve("mosaic_tpu", ALL)
-    with _on(device):
-        assert dispatch.resolve("mosaic_tpu", ALL, interpret=True) == "mosaic_tpu"
-
-
-def test_each_kernel_has_its_own_misfits():
-    misfits = _misfits(dtype=jnp.float16)
-    assert dispatch.resolve("triton", ALL, interpret=True, misfits=misfits) == "triton"
-    message = r"dtypes \['float16'\] of q, k, v have no TPU kernel; use one of \('bf.*'float32'\)"
-    with pytest.raises(ValueError, match=message):
-        dispatch.resolve("mosaic_tpu", ALL, interpret=True, misfits=misfits)
-    assert not _misfits()
-
-
+@pytest.mark.parametrize("kernel", BY)
 @pytest.mark.parametrize(
     ("sizes", "message"),
-    [({"width": 96}, "head width 96 has no TPU kernel"), ({"heads": 68}, "17 query heads per KV")],
+    [
+        ({}, None),
+        ({"width": 96}, "head width 96 has no KERNEL; use one of (64, 128) or impl"),
+        ({"width": 80}, "head width 80 has no KERNEL; use one of (64, 128) or impl"),
+        ({"width": 80, "op": "interval_attention"}, None),
+        ({"heads": 68}, "17 query heads per KV head have no KERNEL; use at most 16 or"),
+        ({"dtype": jnp.int8}, "dtypes ['int8'] of q, k, v have no KERNEL; use one of ('bf"),
+        ({"block": 64, "chosen_from": 8}, None),
+        ({"block": 16, "chosen_from": 8}, "block size 16 has no KERNEL; use one of (32, 64) or"),
+    ],
 )
-def test_sizes_without_a_kernel_are_named(sizes, message):
-    with pytest.raises(ValueError, match=message):
-        dispatch.resolve("mosaic_tpu", ALL, interpret=True, misfits=_misfits(**sizes))
+def test_what_has_no_kernel_is_named(kernel, sizes, message):
+    reason = BY[kernel](_call(**sizes), backward=True)
+    if message is None:
+        assert reason is None
+    else:
+        assert reason.startswith(message.replace("KERNEL", kernel))
+        assert reason.endswith("or implementation='xla'")
+    assert supported.by_xla(_call(**sizes), backward=True) is None
+
+
+def test_each_kernel_has_its_own_dtypes():
+    half = _call(dtype=jnp.float16)
+    assert supported.by_triton(half, backward=True) is None
+    message = "dtypes ['float16'] of q, k, v have no TPU kernel; use one of ('bfloat16', 'float32')"
+    assert supported.by_mosaic_tpu(half, backward=True).startswith(message)
 
 
 def test_an_unknown_generation_takes_the_least_memory():
-    known = [tpu_sizes.pick(kind) for kind in ("TPU v5 lite", "TPU v5p", "TPU v6 lite")]
-    assert tpu_sizes.pick("TPU v99").vmem == min(sizes.vmem for sizes in known)
+    known = [tpu.pick(kind) for kind in ("TPU v5 lite", "TPU v5p", "TPU v6 lite")]
+    assert tpu.pick("TPU v99").vmem == min(sizes.vmem for sizes in known)
 
 
 def _calls(queries, dtype):

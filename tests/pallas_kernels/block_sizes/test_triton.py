@@ -3,31 +3,31 @@
 import jax.numpy as jnp
 import pytest
 
-from pallas_kernels.block_sizes import triton as tiles
+from pallas_kernels.block_sizes import triton
 
-KERNELS = sorted({kernel for kernel, *_ in tiles.DEFAULTS})
+KERNELS = sorted({kernel for kernel, *_ in triton.DEFAULTS})
 
 
-@pytest.mark.parametrize("width", tiles.HEAD_WIDTHS)
-@pytest.mark.parametrize("dtype", tiles.DTYPES)
+@pytest.mark.parametrize("width", triton.HEAD_WIDTHS)
+@pytest.mark.parametrize("dtype", triton.DTYPES)
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_sizes_are_powers_of_two(kernel, dtype, width):
-    params = tiles.pick(kernel, None, dtype, width)
-    for size in (params.rows, params.keys, params.num_warps):
+    params = triton.pick(kernel, None, dtype, width)
+    for size in (params.block_q, params.block_kv, params.num_warps):
         assert size > 0
         assert size & (size - 1) == 0
 
 
 def test_a_measured_device_has_its_own_sizes(monkeypatch):
-    own = tiles.TileParams(64, 32, num_warps=4, num_stages=4)
-    monkeypatch.setitem(tiles.MEASURED, ("H200", "block_scores", 2, 128), own)
-    assert tiles.pick("block_scores", "NVIDIA H200", jnp.bfloat16, 128) == own
+    own = triton.TuningConfig(64, 32, num_warps=4, num_stages=4)
+    monkeypatch.setitem(triton.MEASURED, ("H200", "block_scores", 2, 128), own)
+    assert triton.pick("block_scores", "NVIDIA H200", jnp.bfloat16, 128) == own
     for device, dtype in (
         ("NVIDIA H100", jnp.bfloat16),
         ("NVIDIA H200", jnp.float32),
         (None, "f2"),
     ):
-        assert tiles.pick("block_scores", device, dtype, 128) != own
+        assert triton.pick("block_scores", device, dtype, 128) != own
 
 
 @pytest.mark.parametrize(
@@ -40,4 +40,4 @@ def test_a_measured_device_has_its_own_sizes(monkeypatch):
 )
 def test_what_has_no_kernel_is_an_error(case, message):
     with pytest.raises(ValueError, match=message):
-        tiles.pick(*case)
+        triton.pick(*case)

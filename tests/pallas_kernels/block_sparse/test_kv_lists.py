@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from pallas_kernels import BlockSet
-from pallas_kernels.block_sparse import kv_lists as union
+from pallas_kernels.block_sparse import kv_lists
 from pallas_kernels.block_sparse.block_set import pack
 
 BLOCK = 32
@@ -25,7 +25,7 @@ def _limits(rows, queries, keys, seed=0):
 
 def _build(members, limit, *, queries, keys, most=None):
     blocks = BlockSet(pack(jnp.asarray(members)), BLOCK, most)
-    build = jax.jit(functools.partial(union.build, queries=queries, keys=keys))
+    build = jax.jit(functools.partial(kv_lists.build, block_q=queries, keys=keys))
     return jax.tree.map(np.asarray, build(blocks, jnp.asarray(limit)))
 
 
@@ -34,7 +34,7 @@ def _tile(lists, *at):
     count = lists.count[at]
     assert not lists.ids[at][count:].any()
     assert not lists.members[at][count:].any()
-    return lists.ids[at][:count], lists.members[at][:count], lists.whole[at]
+    return lists.ids[at][:count], lists.members[at][:count], lists.num_full[at]
 
 
 @pytest.mark.parametrize(("queries", "tile"), [(1, 16), (16, 16), (45, 16), (70, 32), (9, 1)])
@@ -48,14 +48,14 @@ def test_equals_loops_over_queries(queries, tile):
         part = slice(index * tile, (index + 1) * tile)
         live = limit[row, part] >= 0
         chosen = members[row, part, head] & live[:, None]
-        ids, words, whole = _tile(lists, row, head, index)
+        ids, words, num_full = _tile(lists, row, head, index)
         np.testing.assert_array_equal(ids, np.flatnonzero(chosen.any(0)))
         read = (
             words.astype(np.uint32)[None] >> np.arange(len(chosen))[:, None].astype(np.uint32)
         ) & 1
         np.testing.assert_array_equal(read, chosen[:, ids])
         shortest = limit[row, part][live].min(initial=keys - 1) + 1
-        assert whole == ((ids + 1) * BLOCK <= shortest).sum()
+        assert num_full == ((ids + 1) * BLOCK <= shortest).sum()
 
 
 def test_a_list_is_as_long_as_its_queries_can_fill_it():
@@ -71,9 +71,9 @@ def test_a_list_is_as_long_as_its_queries_can_fill_it():
 def test_blocks_past_the_keys_are_dropped():
     members = np.ones((1, 1, 1, 96), bool)
     lists = _build(members, np.array([[39]], np.int32), queries=4, keys=40)
-    ids, _, whole = _tile(lists, 0, 0, 0)
+    ids, _, num_full = _tile(lists, 0, 0, 0)
     np.testing.assert_array_equal(ids, [0, 1])
-    assert whole == 1
+    assert num_full == 1
 
 
 def test_queries_that_see_nothing_choose_nothing():
@@ -81,4 +81,4 @@ def test_queries_that_see_nothing_choose_nothing():
     lists = _build(members, np.array([[-1, -1, 70, -1]], np.int32), queries=2, keys=96)
     np.testing.assert_array_equal(lists.count[0, 0], [0, 3])
     np.testing.assert_array_equal(lists.members[0, 0, 1], [1, 1, 1])
-    np.testing.assert_array_equal(lists.whole[0, 0], [0, 2])
+    np.testing.assert_array_equal(lists.num_full[0, 0], [0, 2])

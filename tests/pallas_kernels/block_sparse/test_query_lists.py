@@ -1,4 +1,4 @@
-"""The inverse lists against loops over blocks: order, cuts into segments, what is dropped."""
+"""The lists of queries against loops over blocks: order, segments, what is dropped."""
 
 import functools
 
@@ -8,15 +8,17 @@ import numpy as np
 import pytest
 
 from pallas_kernels import BlockSet
-from pallas_kernels.block_sparse import query_lists as inverse
+from pallas_kernels.block_sparse import query_lists
 from pallas_kernels.block_sparse.block_set import pack
+from tests.pallas_kernels.devices import INTERPRET
 
+pytestmark = pytest.mark.gpu
 BLOCK = 32
 
 
 def _build(members, limit, *, keys, segment, most=None):
     blocks = BlockSet(pack(jnp.asarray(members)), BLOCK, most)
-    build = functools.partial(inverse.build, keys=keys, segment=segment, interpret=True)
+    build = functools.partial(query_lists.build, keys=keys, segment=segment, interpret=INTERPRET)
     return jax.tree.map(np.asarray, jax.jit(build)(blocks, jnp.asarray(limit)))
 
 
@@ -24,13 +26,15 @@ def _list(lists, segment, *at):
     """The queries of block `at`; checks that its segments are full but for the last."""
     row, head, block = at
     first, last = lists.first[row, head, block : block + 2]
-    parts = []
+    segments = []
     for z in range(first, last):
         assert lists.block[row, head, z] == block
-        parts.append(lists.queries[row, head, lists.begin[row, head, z] : lists.end[row, head, z]])
-    assert all(len(part) == segment for part in parts[:-1])
-    assert all(0 < len(part) <= segment for part in parts[-1:])
-    return np.concatenate([*parts, np.zeros(0, np.int32)])
+        segments.append(
+            lists.queries[row, head, lists.begin[row, head, z] : lists.end[row, head, z]]
+        )
+    assert all(len(x) == segment for x in segments[:-1])
+    assert all(0 < len(x) <= segment for x in segments[-1:])
+    return np.concatenate([*segments, np.zeros(0, np.int32)])
 
 
 @pytest.mark.parametrize(

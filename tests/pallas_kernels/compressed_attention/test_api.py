@@ -1,4 +1,4 @@
-"""The GPU kernel of the compressed branch, interpreted: output and lse over ranges of means."""
+"""The GPU kernel of the compressed branch: output and lse over ranges of means."""
 
 import functools
 
@@ -9,10 +9,12 @@ import pytest
 
 from pallas_kernels import compressed_attention
 from tests import testing
+from tests.pallas_kernels.devices import kernels
 from tests.pallas_kernels.softmax_loops import softmax_loops
 
 SCALE = 0.2
-INTERPRETED = {"scale": SCALE, "implementation": "triton", "interpret": True}
+pytestmark = pytest.mark.gpu
+KERNELS = {"scale": SCALE, **kernels("triton")}
 
 
 def _inputs(queries, means, heads, kv_heads, *, width=64, dtype="float32"):
@@ -61,7 +63,7 @@ def test_equals_float64_loops(group, block):
     queries = 140
     arrays = _inputs(queries, queries // block, group, 1)
     visible = _causal(queries, block)
-    got = jax.jit(functools.partial(compressed_attention, **INTERPRETED))(*arrays, visible)
+    got = jax.jit(functools.partial(compressed_attention, **KERNELS))(*arrays, visible)
     _assert_equal_to_loops(got, arrays, _seen(visible, queries // block))
 
 
@@ -69,7 +71,7 @@ def test_equals_float64_loops(group, block):
 def test_any_length(queries):
     means = max(queries // 2, 1)
     arrays, visible = _inputs(queries, means, 2, 1), _causal(queries, 2)
-    got = jax.jit(functools.partial(compressed_attention, **INTERPRETED))(*arrays, visible)
+    got = jax.jit(functools.partial(compressed_attention, **KERNELS))(*arrays, visible)
     _assert_equal_to_loops(got, arrays, _seen(visible, means))
 
 
@@ -78,7 +80,7 @@ def test_any_length(queries):
 def test_half_precision_equals_loops_over_the_rounded_inputs(width, dtype):
     arrays = _inputs(200, 100, 4, 2, width=width, dtype=dtype)
     visible = _causal(200, 2)
-    out, lse = compressed_attention(*arrays, visible, **INTERPRETED)
+    out, lse = compressed_attention(*arrays, visible, **KERNELS)
     assert (out.dtype, lse.dtype) == (dtype, jnp.float32)
     _assert_equal_to_loops((out, lse), arrays, _seen(visible, 100), dtype=dtype, factor=0.25)
 
@@ -90,7 +92,7 @@ def test_ranges_need_neither_order_nor_overlap():
     ends[:, 5:9] = 40
     visible = jnp.asarray(ends, jnp.int32)
     arrays = _inputs(70, 150, 4, 2)
-    got = compressed_attention(*arrays, visible, **INTERPRETED)
+    got = compressed_attention(*arrays, visible, **KERNELS)
     _assert_equal_to_loops(got, arrays, _seen(visible, 150))
 
 
@@ -101,10 +103,10 @@ def test_nan_in_what_nobody_sees_changes_nothing():
     visible = visible.at[:, 30].set(0)
     seen = _seen(visible, 70)
     assert not seen.any(1).all()
-    clean = compressed_attention(q, k, v, visible, **INTERPRETED)
+    clean = compressed_attention(q, k, v, visible, **KERNELS)
     q = jnp.where(seen.any(2)[..., None, None], q, jnp.nan)
     k, v = (jnp.where(seen.any(1)[..., None, None], x, jnp.nan) for x in (k, v))
-    poisoned = compressed_attention(q, k, v, visible, **INTERPRETED)
+    poisoned = compressed_attention(q, k, v, visible, **KERNELS)
     for name, ours, theirs in zip(("out", "lse"), poisoned, clean, strict=True):
         np.testing.assert_array_equal(ours, theirs, err_msg=name)
 
@@ -113,5 +115,5 @@ def test_one_query_over_many_means():
     # Several programs share the means of one query; their results are merged.
     arrays = _inputs(1, 500, 7, 1)
     visible = _causal(1, 1, offset=481)
-    got = compressed_attention(*arrays, visible, **INTERPRETED)
+    got = compressed_attention(*arrays, visible, **KERNELS)
     _assert_equal_to_loops(got, arrays, _seen(visible, 500))

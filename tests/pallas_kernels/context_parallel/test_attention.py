@@ -11,15 +11,17 @@ from jax.sharding import AxisType, PartitionSpec
 
 from pallas_kernels import (
     BlockSet,
-    DeviceAxis,
+    DenseReader,
+    MeshAxis,
     NSASpec,
+    SelectedReader,
     combine,
     dense_attention,
     nsa_attention,
     nsa_blocks,
     nsa_shard_branches,
+    sharded_attention,
 )
-from pallas_kernels.context_parallel import attention as sharded
 from tests import testing
 from videonsa_jax.sharding.hlo import Program
 
@@ -93,9 +95,9 @@ def _on_one_device(shapes, spec, q, k, v, gates, dense_q, dense_k, dense_v):
 
 def _on_devices(spec, size, mode, implementation="xla", **flags):
     """The same and the selected blocks, under a mesh; of the arrays and then of places."""
-    axis = DeviceAxis(("context",), size)
+    axis = MeshAxis(("context",), size)
 
-    def part(q, k, v, gates, dense_q, dense_k, dense_v, start, query_pos, segments, *key_pos):
+    def shard(q, k, v, gates, dense_q, dense_k, dense_v, start, query_pos, segments, *key_pos):
         sparse = nsa_shard_branches(
             q,
             k,
@@ -107,13 +109,19 @@ def _on_devices(spec, size, mode, implementation="xla", **flags):
             **flags,
         )
         readers = (
-            sharded.Selected(sparse.blocks, sparse.pos),
-            sharded.Dense(start, query_pos, key_pos),
+            SelectedReader(sparse.blocks, sparse.pos),
+            DenseReader(start, query_pos, key_pos),
         )
         streams = (k, v), (dense_k, dense_v)
-        settings = sharded.Settings(axis, q.shape[-1] ** -0.5, implementation, **flags)
-        selected, dense = sharded.attend(
-            (q, dense_q), streams, readers, settings=settings, mode=mode
+        selected, dense = sharded_attention(
+            (q, dense_q),
+            streams,
+            readers,
+            axis=axis,
+            scale=q.shape[-1] ** -0.5,
+            mode=mode,
+            implementation=implementation,
+            **flags,
         )
         branches = sparse.compressed, selected, sparse.window
         return combine(gates, branches, sparse.pos), dense, sparse.blocks.bits
@@ -121,7 +129,7 @@ def _on_devices(spec, size, mode, implementation="xla", **flags):
     heads = PartitionSpec(None, "context", "tensor")
     tokens, whole = PartitionSpec(None, "context"), PartitionSpec()
     run = jax.shard_map(
-        part,
+        shard,
         in_specs=(*(heads,) * 7, tokens, tokens, *(whole,) * 3),
         out_specs=heads,
         check_vma=False,
@@ -197,14 +205,14 @@ def test_kernels_equal_one_device(implementation, mode):
     ("tokens", "segments", "message"),
     [
         (24, 48, "x has 24 tokens, not a multiple of block=16"),
-        (32, 32, r"segment_ids must be \(2, 64\) for 2 parts of 32, got \(2, 32\)"),
+        (32, 32, r"segment_ids must be \(2, 64\) for 2 shards of 32, got \(2, 32\)"),
     ],
 )
-def test_a_part_that_splits_a_block_is_rejected(tokens, segments, message):
+def test_a_shard_that_splits_a_block_is_rejected(tokens, segments, message):
     run = functools.partial(
         nsa_shard_branches,
         spec=NSASpec(block_size=16, block_count=3, window_size=20),
-        axis=DeviceAxis(("context",), 2),
+        axis=MeshAxis(("context",), 2),
         segment_ids=jnp.zeros((ROWS, segments), jnp.int32),
     )
     spec = PartitionSpec(None, "context")
@@ -213,27 +221,27 @@ def test_a_part_that_splits_a_block_is_rejected(tokens, segments, message):
         jax.eval_shape(jax.shard_map(run, in_specs=spec, out_specs=spec, check_vma=False), x, x, x)
 
 
-def test_blocks_of_a_part_are_those_of_the_whole():
+def test_blocks_of_a_shard_are_those_of_the_whole():
     rng = np.random.default_rng(1)
     members = rng.random((2, 3, 2, 150)) < 0.3
     bits = np.packbits(np.pad(members, [(0, 0)] * 3 + [(0, 10)]), axis=-1, bitorder="little")
     blocks = BlockSet(jnp.asarray(bits.view(np.uint32)), block=16)
-    part = jax.jit(BlockSet.part, static_argnums=2)
+    sliced = jax.jit(BlockSet.slice, static_argnums=2)
     for first, count in ((0, 150), (0, 1), (31, 33), (32, 32), (37, 64), (64, 40), (149, 1)):
-        got = part(blocks, jnp.int32(first), count)
+        got = sliced(blocks, jnp.int32(first), count)
         assert got.bits.shape[-1] == -(-count // 32)
         np.testing.assert_array_equal(got.members(count), members[..., first : first + count])
         assert not np.asarray(got.members(32 * got.bits.shape[-1]))[..., count:].any()
 
 
 @pytest.mark.parametrize(("before", "after"), [(0, 0), (2, 0), (3, 5), (7, 1), (20, 20)])
-def test_a_part_is_extended_by_what_stands_next_to_it(before, after):
-    axis, length = DeviceAxis(("context",), 4), 3
+def test_a_shard_is_extended_by_what_stands_next_to_it(before, after):
+    axis, length = MeshAxis(("context",), 4), 3
     x = jnp.arange(1.0, 25.0).reshape(2, 12)
     spec = PartitionSpec(None, "context")
     with jax.set_mesh(_mesh(4)):
-        extend = functools.partial(axis.extend, before=before, after=after)
-        run = jax.shard_map(extend, in_specs=spec, out_specs=spec, check_vma=False)
+        exchange = functools.partial(axis.halo_exchange, before=before, after=after)
+        run = jax.shard_map(exchange, in_specs=spec, out_specs=spec, check_vma=False)
         got = np.asarray(jax.jit(run)(x)).reshape(2, 4, -1)
     padded = np.pad(x, ((0, 0), (before, after)))
     for i in range(4):

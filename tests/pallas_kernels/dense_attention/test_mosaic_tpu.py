@@ -1,4 +1,4 @@
-"""Dense attention on TPUs, interpreted: by splash attention, or by our kernel where that cannot."""
+"""Dense attention on TPUs: by splash attention, or by our kernel where that cannot."""
 
 import functools
 
@@ -8,10 +8,14 @@ import numpy as np
 import pytest
 
 from pallas_kernels import dense_attention
-from pallas_kernels.dense_attention import mosaic_tpu
+from pallas_kernels.flash_attention import mosaic_tpu
+from pallas_kernels.flash_attention.mask import KeyRangeMask
+from pallas_kernels.flash_attention.params import KernelConfig
 from tests import testing
+from tests.pallas_kernels.devices import INTERPRET, kernels
 from tests.pallas_kernels.softmax_loops import softmax_loops
 
+pytestmark = pytest.mark.tpu
 SCALE = 0.2
 
 
@@ -19,7 +23,7 @@ SCALE = 0.2
 def _run(q, k, v, dout, start, query_pos, key_pos):
     """out, dq, dk, dv."""
     places = {"start": start, "query_pos": query_pos, "key_pos": key_pos}
-    how = {"implementation": "mosaic_tpu", "interpret": True, "scale": SCALE}
+    how = {"scale": SCALE, **kernels("mosaic_tpu")}
     out, vjp = jax.vjp(functools.partial(dense_attention, **places, **how), q, k, v)
     return out, *vjp(dout)
 
@@ -63,10 +67,9 @@ def _check(arrays, places):
     got = _run(q, k, v, dout, *(jnp.asarray(x, jnp.int32) for x in places))
     want = softmax_loops(*arrays, seen, SCALE)
     dtype = arrays[0].dtype.name
-    factor = {"float32": 5.0, "bfloat16": 0.5}[dtype]
     for name, ours, theirs in zip(("out", "dq", "dk", "dv"), got, want, strict=True):
         assert ours.dtype == dtype
-        testing.assert_close(name, ours, theirs, dtype=dtype, factor=factor)
+        testing.assert_close(name, ours, theirs, dtype=dtype, factor=testing.RANGE_KERNELS[dtype])
         unseen = ~seen.any(2 if name in ("out", "dq") else 1)
         assert not np.asarray(ours)[unseen].any(), name
 
@@ -90,17 +93,18 @@ def test_text_sees_the_vision_tokens_before_it():
     _check(_arrays(150, 290, 2, 1, rows=2), _modality_major(vision=140, text=150, rows=2))
 
 
-def test_parts_of_the_keys_return_what_merges_them():
+def test_shards_of_the_keys_return_what_merges_them():
     q, k, v, _ = _arrays(70, 200, 2, 1, dtype="float32")
     start, query_pos, key_pos = (jnp.asarray(x, jnp.int32) for x in _shuffled(70, 200, 1))
-    run = jax.jit(functools.partial(mosaic_tpu.forward, scale=SCALE, interpret=True))
-    whole, *parts = (
-        run(q, k[:, at], v[:, at], start, query_pos, key_pos[:, at])
+    config = KernelConfig("dense_attention", SCALE, interpret=INTERPRET)
+    run = jax.jit(functools.partial(mosaic_tpu.forward, config=config))
+    whole, *shards = (
+        run(q, k[:, at], v[:, at], KeyRangeMask.of_positions(start, query_pos, key_pos[:, at]))
         for at in (slice(None), slice(0, 100), slice(100, None))
     )
-    lse = jnp.logaddexp(parts[0][1], parts[1][1])
+    lse = jnp.logaddexp(shards[0][1], shards[1][1])
     merged = sum(
-        jnp.where(jnp.isneginf(lse), 0, jnp.exp(part - lse))[..., None] * out for out, part in parts
+        jnp.where(jnp.isneginf(lse), 0, jnp.exp(x - lse))[..., None] * out for out, x in shards
     )
     testing.assert_close("out", merged, whole[0])
     np.testing.assert_array_equal(jnp.isneginf(lse), jnp.isneginf(whole[1]))

@@ -1,4 +1,4 @@
-"""The GPU kernel of dense attention, interpreted: any order of positions, any number of queries."""
+"""The GPU kernel of dense attention: any order of positions, any number of queries."""
 
 import functools
 
@@ -9,9 +9,11 @@ import pytest
 
 from pallas_kernels import dense_attention
 from tests import testing
+from tests.pallas_kernels.devices import kernels
 from tests.pallas_kernels.softmax_loops import softmax_loops
 
-INTERPRETED = {"implementation": "triton", "interpret": True}
+pytestmark = pytest.mark.gpu
+KERNELS = kernels("triton")
 
 
 def _inputs(queries, keys, heads, kv_heads, *, rows=1, width=64, dtype="float32"):
@@ -68,7 +70,7 @@ def _loops(arrays, seen):
 )
 def test_equals_float64_loops_in_any_order(queries, keys, heads, kv_heads):
     arrays, places = _inputs(queries, keys, heads, kv_heads), _positions(queries, keys)
-    got = jax.jit(functools.partial(dense_attention, **INTERPRETED))(*arrays, **places)
+    got = jax.jit(functools.partial(dense_attention, **KERNELS))(*arrays, **places)
     testing.assert_close("out", got, _loops(arrays, _seen(**places)))
 
 
@@ -83,7 +85,7 @@ def test_few_queries_share_a_long_cache(queries, heads, kv_heads):
     key_pos = np.stack([np.where(pos < 521, pos, -1), np.where(pos < 70, pos, -1)])
     query_pos = np.stack([520 - np.arange(queries), np.full(queries, -1)])
     places = _places(np.zeros_like(query_pos), query_pos, key_pos)
-    got = jax.jit(functools.partial(dense_attention, **INTERPRETED))(*arrays, **places)
+    got = jax.jit(functools.partial(dense_attention, **KERNELS))(*arrays, **places)
     testing.assert_close("out", got, _loops(arrays, _seen(**places)))
     assert not np.asarray(got[1]).any()
 
@@ -92,7 +94,7 @@ def test_few_queries_share_a_long_cache(queries, heads, kv_heads):
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_half_precision_equals_loops_over_the_rounded_inputs(width, dtype):
     arrays, places = _inputs(150, 200, 7, 1, width=width, dtype=dtype), _positions(150, 200)
-    got = dense_attention(*arrays, **places, **INTERPRETED)
+    got = dense_attention(*arrays, **places, **KERNELS)
     assert got.dtype == dtype
     want = _loops(arrays, _seen(**places))
     # A quarter of what a model may differ by: one operation rounds its weights and its result.
@@ -102,14 +104,14 @@ def test_half_precision_equals_loops_over_the_rounded_inputs(width, dtype):
 def test_text_sees_the_vision_tokens_before_it():
     places = _modality_major(vision=200, text=90)
     arrays = _inputs(90, 290, 4, 2)
-    got = dense_attention(*arrays, **places, **INTERPRETED)
+    got = dense_attention(*arrays, **places, **KERNELS)
     testing.assert_close("out", got, _loops(arrays, _seen(**places)))
 
 
 def test_large_logits_stay_finite():
     q, k, v = _inputs(65, 130, 4, 2)
     places = _positions(65, 130)
-    got = dense_attention(40 * q, k, v, **places, **INTERPRETED)
+    got = dense_attention(40 * q, k, v, **places, **KERNELS)
     testing.assert_close("out", got, _loops((40 * q, k, v), _seen(**places)))
 
 
@@ -117,7 +119,7 @@ def test_large_logits_stay_finite():
 def test_nan_in_what_nobody_sees_changes_nothing(queries):
     (q, k, v), places = _inputs(queries, 300, 4, 2), _positions(queries, 300)
     seen = _seen(**places)
-    run = jax.jit(functools.partial(dense_attention, **INTERPRETED))
+    run = jax.jit(functools.partial(dense_attention, **KERNELS))
     clean = run(q, k, v, **places)
     q = jnp.where(seen.any(2)[..., None, None], q, jnp.nan)
     k, v = (jnp.where(seen.any(1)[..., None, None], x, jnp.nan) for x in (k, v))
@@ -130,7 +132,7 @@ def test_nan_in_a_visible_key_is_not_hidden():
     (q, k, v), places = _inputs(20, 100, 2, 1), _positions(20, 100)
     seen = _seen(**places)
     key = int(np.flatnonzero(seen[0].any(0))[0])
-    got = dense_attention(q, k, v.at[:, key].set(jnp.nan), **places, **INTERPRETED)
+    got = dense_attention(q, k, v.at[:, key].set(jnp.nan), **places, **KERNELS)
     assert np.isnan(np.asarray(got)[seen[:, :, key]]).all()
 
 
@@ -141,6 +143,6 @@ def test_no_array_holds_all_pairs():
 
     def run(q, k, v, start, query_pos, key_pos):
         places = {"start": start, "query_pos": query_pos, "key_pos": key_pos}
-        return dense_attention(q, k, v, **places, **INTERPRETED)
+        return dense_attention(q, k, v, **places, **KERNELS)
 
     assert testing.largest_array(jax.make_jaxpr(run)(*arrays, *places)) < queries * keys // 32

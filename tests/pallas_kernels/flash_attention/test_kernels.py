@@ -1,4 +1,4 @@
-"""What the kernels of attention over ranges promise on every platform, interpreted.
+"""What the kernels of attention over ranges promise on every platform.
 
 Output and gradients against float64 loops. Cases of the same sizes share a compiled program.
 """
@@ -17,14 +17,13 @@ from pallas_kernels import (
     interval_attention,
     window_attention,
 )
-from pallas_kernels.block_sizes import tpu as tpu_sizes
+from pallas_kernels.block_sizes import tpu
 from tests import testing
+from tests.pallas_kernels.devices import KERNELS, kernels, two_devices
 from tests.pallas_kernels.simulated_tpu import simulated_tpu
 from tests.pallas_kernels.softmax_loops import softmax_loops
 
 SCALE, WINDOW = 0.2, 40
-KERNELS = ["triton", "mosaic_tpu"]
-FACTOR = {"float32": 5.0, "bfloat16": 0.5}  # 5e-5 and 1e-2 of the RMS
 
 
 def _compressed(q, k, v, lo, hi, **how):
@@ -48,7 +47,7 @@ def _dense(q, k, v, start, query_pos, key_pos, **how):
 @functools.cache
 def _program(op, implementation):
     """jit of q, k, v, dout, *places -> out, dq, dk, dv."""
-    how = {"implementation": implementation, "interpret": True}
+    how = kernels(implementation)
 
     def run(q, k, v, dout, *places):
         out, vjp = jax.vjp(lambda q, k, v: op(q, k, v, *places, **how), q, k, v)
@@ -57,10 +56,10 @@ def _program(op, implementation):
     return jax.jit(run)
 
 
-def _arrays(queries, keys, heads, kv_heads, *, width=64, dtype="float32"):
+def _arrays(queries, keys, heads, kv_heads, *, rows=1, width=64, dtype="float32"):
     """q, k, v, dout."""
     rng = np.random.default_rng(queries + keys + heads)
-    q, k = (1, queries, heads, width), (1, keys, kv_heads, width)
+    q, k = (rows, queries, heads, width), (rows, keys, kv_heads, width)
     return tuple(jnp.asarray(rng.standard_normal(shape), dtype) for shape in (q, k, k, q))
 
 
@@ -86,7 +85,7 @@ def _check(op, implementation, arrays, places, seen):
     dtype = arrays[0].dtype.name
     for name, ours, theirs in zip(("out", "dq", "dk", "dv"), got, want, strict=True):
         assert ours.dtype == dtype
-        testing.assert_close(name, ours, theirs, dtype=dtype, factor=FACTOR[dtype])
+        testing.assert_close(name, ours, theirs, dtype=dtype, factor=testing.RANGE_KERNELS[dtype])
         unseen = ~seen.any(2 if name in ("out", "dq") else 1)
         assert not np.asarray(ours)[unseen].any(), name
 
@@ -133,9 +132,10 @@ def test_any_length_and_group(implementation, queries, group):
     _check(_compressed, implementation, arrays, (lo, hi), _between(lo, hi, queries))
 
 
+@pytest.mark.tpu
 def test_wider_tiles_of_a_tpu(monkeypatch):
-    wide = tpu_sizes.pick("TPU v6 lite")
-    monkeypatch.setattr(tpu_sizes, "pick", lambda _: wide)
+    wide = tpu.pick("TPU v6 lite")
+    monkeypatch.setattr(tpu, "pick", lambda _: wide)
     start, pos = _windows("packed")
     seen = _between(np.maximum(start, pos + 1 - WINDOW), pos + 1, 350)
     traced_anew = functools.partial(_window)
@@ -151,10 +151,17 @@ def test_ranges_of_the_vision_tower(implementation):
     _check(_interval, implementation, arrays, (lo, hi), _between(lo, hi, patches))
 
 
-def test_the_result_is_the_same_bits_every_time(implementation):
-    start, pos = (jnp.asarray(x, jnp.int32)[None] for x in _windows("offset"))
-    runs = [_program(_window, implementation)(*_arrays(300, 350, 4, 2), start, pos)] * 2
-    jax.tree.map(np.testing.assert_array_equal, *runs)
+@pytest.mark.parametrize("op", [_window, _dense])
+def test_the_result_is_the_same_bits_whatever_was_computed_before(implementation, op):
+    """The rows of a batch swapped: programs run in another order, over other memory."""
+    places = np.zeros((2, 140)), np.stack([np.arange(140), np.arange(140) + 20])
+    if op is _dense:
+        places = *places, np.stack([np.random.default_rng(i).permutation(160) for i in range(2)])
+    inputs = *_arrays(140, 160, 4, 2, rows=2), *(jnp.asarray(x, jnp.int32) for x in places)
+    run = _program(op, implementation)
+    swapped = run(*(x[::-1] for x in inputs))
+    for name, x, y in zip(("out", "dq", "dk", "dv"), run(*inputs), swapped, strict=True):
+        np.testing.assert_array_equal(x, y[::-1], err_msg=name)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
@@ -169,24 +176,25 @@ def test_what_is_not_finite_stays_visible(implementation, value):
     assert not np.isfinite(dv[0, :35, 0, 3]).any()
 
 
+@pytest.mark.tpu
 def test_each_device_has_its_own_heads():
     q, k, v, dout = _arrays(140, 70, 2, 2)
     lo, hi = (jnp.asarray(x, jnp.int32)[None] for x in (np.zeros(140), np.arange(1, 141) // 2))
     run = _program(_compressed, "mosaic_tpu")
     heads, whole = jax.sharding.PartitionSpec(None, None, "heads"), jax.sharding.PartitionSpec()
-    mesh = jax.make_mesh((2,), ("heads",), axis_types=(jax.sharding.AxisType.Auto,))
+    mesh = two_devices()
     specs = {"in_specs": (heads,) * 4 + (whole,) * 2, "out_specs": heads}
     got = jax.jit(jax.shard_map(run, mesh=mesh, **specs, check_vma=False))(q, k, v, dout, lo, hi)
     want = softmax_loops(q, k, v, dout, _between(*(np.asarray(x[0]) for x in (lo, hi)), 70), SCALE)
     for name, ours, theirs in zip(("out", "dq", "dk", "dv"), got, want, strict=True):
-        testing.assert_close(name, ours, theirs, factor=FACTOR["float32"])
+        testing.assert_close(name, ours, theirs, factor=testing.RANGE_KERNELS["float32"])
 
 
 @pytest.mark.parametrize("op", [_window, pytest.param(_dense, marks=pytest.mark.slow)])
 def test_tpu_kernels_have_no_races(op, monkeypatch, capfd):
     # Small tiles, so that more of them are visited than buffers exist.
-    small = dataclasses.replace(tpu_sizes.pick("TPU v5p"), rows=128, keys=128)
-    monkeypatch.setattr(tpu_sizes, "pick", lambda _: small)
+    small = dataclasses.replace(tpu.pick("TPU v5p"), block_q=128, block_kv=128)
+    monkeypatch.setattr(tpu, "pick", lambda _: small)
     queries, keys = 130, 140 if op is _window else 520
     arrays = _arrays(queries, keys, 1, 1, width=128)
     places = [np.zeros(queries), np.arange(queries) + keys - queries]
@@ -202,4 +210,4 @@ def test_tpu_kernels_have_no_races(op, monkeypatch, capfd):
     seen = ((lo[:, None] <= key_pos) & (key_pos <= pos[:, None]))[None]
     want = softmax_loops(*arrays, seen, SCALE)
     for name, ours, theirs in zip(("out", "dq", "dk", "dv"), got, want, strict=True):
-        testing.assert_close(name, ours, theirs, factor=FACTOR["float32"])
+        testing.assert_close(name, ours, theirs, factor=testing.RANGE_KERNELS["float32"])

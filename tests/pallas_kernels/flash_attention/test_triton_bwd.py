@@ -1,6 +1,6 @@
-"""The gradient kernels of the branches that see ranges, interpreted, against float64 loops.
+"""The gradient kernels of the branches that see ranges, against float64 loops.
 
-What they have in common with the kernels of other platforms is in `test_kernel_ranges.py`.
+What they have in common with the kernels of other platforms is in `test_kernels.py`.
 """
 
 import functools
@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 
 from pallas_kernels import compressed_attention, dense_attention, window_attention
-from pallas_kernels.flash_attention import triton_bwd as triton_flash_backward
+from pallas_kernels.flash_attention import triton_bwd
 from tests import testing
+from tests.pallas_kernels.devices import kernels, two_devices
 from tests.pallas_kernels.softmax_loops import softmax_loops
 
-INTERPRETED = {"implementation": "triton", "interpret": True}
+pytestmark = pytest.mark.gpu
+KERNELS = kernels("triton")
 SCALE = 0.2
-FACTOR = {"float32": 5.0, "float16": 1.0, "bfloat16": 0.5}  # 5e-5, 4e-3 and 1e-2 of the RMS
 
 
 def _arrays(queries, keys, heads, kv_heads, *, rows=1, width=64, dtype="float32"):
@@ -29,13 +30,13 @@ def _arrays(queries, keys, heads, kv_heads, *, rows=1, width=64, dtype="float32"
 
 def _compressed(visible):
     def op(q, k, v):
-        return compressed_attention(q, k, v, visible, scale=SCALE, **INTERPRETED)[0]
+        return compressed_attention(q, k, v, visible, scale=SCALE, **KERNELS)[0]
 
     return op
 
 
 def _window(start, pos, window):
-    settings = {"window": window, "scale": SCALE, **INTERPRETED}
+    settings = {"window": window, "scale": SCALE, **KERNELS}
     return lambda q, k, v: window_attention(q, k, v, start, pos, **settings)
 
 
@@ -49,7 +50,7 @@ def _assert_equal_to_loops(got, arrays, seen, *, scale=SCALE):
     want = softmax_loops(*arrays, seen, scale)[1:]
     for name, ours, theirs, x in zip(("dq", "dk", "dv"), got, want, arrays, strict=False):
         assert ours.dtype == x.dtype
-        testing.assert_close(name, ours, theirs, dtype=dtype, factor=FACTOR[dtype])
+        testing.assert_close(name, ours, theirs, dtype=dtype, factor=testing.RANGE_KERNELS[dtype])
         unseen = ~seen.any(2 if name == "dq" else 1)
         assert not np.asarray(ours)[unseen].any(), name
 
@@ -109,18 +110,18 @@ def test_dense_positions_in_any_order(queries, keys):
     k, v = (jnp.where(mine[1], x, jnp.nan) for x in (k, v))
     places = {"start": start, "query_pos": query_pos, "key_pos": key_pos}
     places = {name: jnp.asarray(x, jnp.int32) for name, x in places.items()}
-    op = functools.partial(dense_attention, **places, scale=SCALE, **INTERPRETED)
+    op = functools.partial(dense_attention, **places, scale=SCALE, **KERNELS)
     _assert_equal_to_loops(_grads(op, (q, k, v, dout)), arrays, seen)
 
 
-def test_the_result_is_the_same_bits_however_many_programs_share_a_tile(monkeypatch):
+def test_programs_that_share_a_tile_give_what_one_program_does(monkeypatch):
     visible, arrays = _blocks_before(300, 3), _arrays(300, 100, 8, 1, dtype="bfloat16")
-    shared = [_grads(_compressed(visible), arrays) for _ in range(2)]
-    jax.tree.map(np.testing.assert_array_equal, *shared)
-    monkeypatch.setattr(triton_flash_backward, "PROGRAMS", 1)
+    shared = _grads(_compressed(visible), arrays)
+    monkeypatch.setattr(triton_bwd, "PROGRAMS", 1)
     alone = _grads(_compressed(visible), arrays)
-    for name, ours, theirs in zip(("dq", "dk", "dv"), alone, shared[0], strict=True):
-        testing.assert_close(name, ours, theirs, dtype="bfloat16", factor=0.5)
+    for name, ours, theirs in zip(("dq", "dk", "dv"), alone, shared, strict=True):
+        factor = testing.RANGE_KERNELS["bfloat16"]
+        testing.assert_close(name, ours, theirs, dtype="bfloat16", factor=factor)
 
 
 def test_recomputed_in_a_scan_over_layers():
@@ -139,10 +140,10 @@ def test_recomputed_in_a_scan_over_layers():
         jax.jit(jax.grad(functools.partial(loss, **how), (0, 1, 2)), donate_argnums=(0,))(
             q.copy(), k, v
         )
-        for how in (INTERPRETED, {"implementation": "xla"})
+        for how in (KERNELS, {"implementation": "xla"})
     )
     for name, got, want in zip(("dq", "dk", "dv"), ours, theirs, strict=True):
-        testing.assert_close(name, got, want, factor=FACTOR["float32"])
+        testing.assert_close(name, got, want, factor=testing.RANGE_KERNELS["float32"])
 
 
 def test_each_device_has_its_own_heads():
@@ -152,7 +153,7 @@ def test_each_device_has_its_own_heads():
         return jax.vjp(_compressed(visible), q, k, v)[1](dout)
 
     heads = jax.sharding.PartitionSpec(None, None, "heads")
-    mesh = jax.make_mesh((2,), ("heads",), axis_types=(jax.sharding.AxisType.Auto,))
+    mesh = two_devices()
     per_device = jax.shard_map(grads, mesh=mesh, in_specs=heads, out_specs=heads, check_vma=False)
     got = jax.jit(per_device)(*arrays)
     _assert_equal_to_loops(got, arrays, _between(*np.moveaxis(visible, 2, 0), 35))

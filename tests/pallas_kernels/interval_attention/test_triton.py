@@ -1,4 +1,4 @@
-"""The GPU kernel of attention inside ranges, interpreted: the vision tower's windows and frames."""
+"""The GPU kernel of attention inside ranges: the vision tower's windows and frames."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -6,9 +6,11 @@ import pytest
 
 from pallas_kernels import interval_attention
 from tests import testing
+from tests.pallas_kernels.devices import kernels
 from tests.pallas_kernels.softmax_loops import softmax_loops
 
-INTERPRETED = {"implementation": "triton", "interpret": True}
+pytestmark = pytest.mark.gpu
+KERNELS = kernels("triton")
 
 
 def _ranges(lengths, patches):
@@ -40,13 +42,13 @@ def test_equals_float64_loops(lengths, patches, max_length, width):
     interval, arrays = _ranges(lengths, patches), _inputs(patches, 2, width=width)
     padding = jnp.arange(patches)[:, None, None] >= sum(lengths)
     poisoned = [jnp.where(padding, jnp.nan, x) for x in arrays]
-    got = interval_attention(*poisoned, interval=interval, max_length=max_length, **INTERPRETED)
+    got = interval_attention(*poisoned, interval=interval, max_length=max_length, **KERNELS)
     testing.assert_close("out", got, _want(arrays, interval))
     assert not np.asarray(got)[:, sum(lengths) :].any()
 
 
 def test_half_precision_equals_loops_over_the_rounded_inputs():
     interval, arrays = _ranges([64, 64, 12], 140), _inputs(140, 2, width=80, dtype="bfloat16")
-    got = interval_attention(*arrays, interval=interval, max_length=64, **INTERPRETED)
+    got = interval_attention(*arrays, interval=interval, max_length=64, **KERNELS)
     assert got.dtype == jnp.bfloat16
     testing.assert_close("out", got, _want(arrays, interval), dtype="bfloat16", factor=0.25)

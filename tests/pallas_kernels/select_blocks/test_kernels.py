@@ -1,4 +1,4 @@
-"""The kernels that select blocks, interpreted: exactly the sets of the reference."""
+"""The kernels that select blocks: exactly the sets of the reference."""
 
 import functools
 
@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from pallas_kernels import SelectRule, compressed_attention, select_blocks
+from tests.pallas_kernels.devices import KERNELS, MARKS, kernels
 from tests.pallas_kernels.simulated_tpu import simulated_tpu
 
-KERNELS = ["triton", "mosaic_tpu"]
+BOTH = tuple(MARKS)
 LOGITS = {
     "distinct": lambda rng, count: rng.permutation(count) / count,
     "few values": lambda rng, count: rng.integers(0, 3, count) / 4,
@@ -21,14 +22,14 @@ LOGITS = {
 
 @functools.cache
 def _program(implementation, rule, scale):
-    how = {"implementation": implementation, "interpret": implementation != "reference"}
+    how = kernels(implementation)
     return jax.jit(functools.partial(select_blocks, rule=rule, scale=scale, **how))
 
 
 def _assert_equal_to_reference(implementation, arrays, rule, scale=None):
     scale = arrays[0].shape[-1] ** -0.5 if scale is None else scale
     got, want = (_program(name, rule, scale)(*arrays) for name in (implementation, "reference"))
-    assert got.most == rule.top
+    assert got.most == rule.top_k
     np.testing.assert_array_equal(got.bits, want.bits)
 
 
@@ -56,16 +57,21 @@ def implementation(request):
 @pytest.mark.parametrize(
     ("implementation", "group", "sizes"),
     [
-        (kernel, group, {"width": width, "block": block, "dtype": dtype})
-        for group, width, block, dtype, kernels in (
-            (1, 64, 32, "float32", KERNELS),
-            (2, 128, 32, "float32", ["triton"]),
-            (4, 64, 64, "bfloat16", KERNELS),
-            (7, 128, 64, "float32", KERNELS),
-            (8, 64, 32, "float16", ["triton"]),
-            (16, 64, 32, "float32", KERNELS),
+        pytest.param(
+            kernel,
+            group,
+            {"width": width, "block": block, "dtype": dtype},
+            marks=MARKS[kernel],
         )
-        for kernel in kernels
+        for group, width, block, dtype, names in (
+            (1, 64, 32, "float32", BOTH),
+            (2, 128, 32, "float32", ["triton"]),
+            (4, 64, 64, "bfloat16", BOTH),
+            (7, 128, 64, "float32", BOTH),
+            (8, 64, 32, "float16", ["triton"]),
+            (16, 64, 32, "float32", BOTH),
+        )
+        for kernel in names
     ],
 )
 def test_chooses_as_the_reference(implementation, group, sizes):
@@ -108,7 +114,7 @@ def _places(rng, queries, count):
 
 @pytest.mark.parametrize("rule", [SelectRule(7, 0, 0, 64), SelectRule(700, 2, 2, 64)])
 def test_given_scores_choose_what_top_k_does(implementation, rule):
-    rng, queries, count = np.random.default_rng(rule.top), 140, 600
+    rng, queries, count = np.random.default_rng(rule.top_k), 140, 600
     q = jnp.zeros((1, queries, len(LOGITS), 64)).at[..., 0].set(1)
     logits = np.stack([make(rng, count) for make in LOGITS.values()], 1)  # one as each KV head's
     k = jnp.zeros((1, count, len(LOGITS), 64)).at[0, ..., 0].set(logits)

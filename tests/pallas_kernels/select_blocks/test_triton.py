@@ -8,12 +8,15 @@ import numpy as np
 import pytest
 
 from pallas_kernels import SelectRule, compressed_attention, select_blocks
-from pallas_kernels.block_sizes import triton as tiles
+from pallas_kernels.block_sizes import triton as block_sizes
 from pallas_kernels.block_sparse.block_set import unpack
+from pallas_kernels.flash_attention.params import KernelConfig
 from pallas_kernels.select_blocks import triton
 from tests import testing
+from tests.pallas_kernels.devices import INTERPRET, kernels
 
-SIZES = tiles.pick("top_blocks", None, jnp.float32, 64)
+SIZES = block_sizes.pick("top_blocks", None, jnp.float32, 64)
+pytestmark = pytest.mark.gpu
 QUERIES = 32
 SCORES = {
     "distinct": lambda rng, shape: rng.random(shape),
@@ -35,21 +38,23 @@ def _places(rng, count):
 
 
 def _top_k(scores, visible, own, rule):
-    """bool[k m lanes]: the set by `jax.lax.top_k`."""
+    """bool[k m columns]: the set by `jax.lax.top_k`."""
     j = np.arange(scores.shape[-1])
     first, last = visible[:, :1], visible[:, 1:]
     candidate = (first <= j) & (j <= own[:, None])
-    forced = candidate & ((j < first + rule.first) | (j > own[:, None] - rule.local))
+    forced = candidate & (
+        (j < first + rule.num_init_blocks) | (j > own[:, None] - rule.num_local_blocks)
+    )
     keys = np.where((first <= j) & (j < last), scores, 0)
     keys = np.where(candidate, np.where(forced, np.inf, keys), -1).astype(np.float32)
-    _, index = jax.lax.top_k(jnp.asarray(keys), min(rule.top, len(j)))
+    _, index = jax.lax.top_k(jnp.asarray(keys), min(rule.top_k, len(j)))
     chosen = np.zeros(keys.shape, bool)
     np.put_along_axis(chosen, np.asarray(index), True, -1)
     return chosen & candidate
 
 
 @pytest.mark.parametrize(
-    ("lanes", "count", "rule"),
+    ("columns", "count", "rule"),
     [
         (64, 50, SelectRule(7, 0, 0, 64)),
         (64, 20, SelectRule(32, 2, 2, 64)),
@@ -57,16 +62,17 @@ def _top_k(scores, visible, own, rule):
         (1024, 900, SelectRule(3, 1, 2, 64)),
     ],
 )
-def test_given_scores_choose_what_top_k_does(lanes, count, rule):
-    rng = np.random.default_rng(lanes)
-    kinds = [make(rng, (QUERIES, lanes)) for make in SCORES.values()]  # one as each KV head's
+def test_given_scores_choose_what_top_k_does(columns, count, rule):
+    rng = np.random.default_rng(columns)
+    kinds = [make(rng, (QUERIES, columns)) for make in SCORES.values()]  # one as each KV head's
     scores = np.stack(kinds).astype(np.float32)
     visible, own = _places(rng, count)
-    j = np.arange(lanes)
+    j = np.arange(columns)
     seen = (visible[:, :1] <= j) & (j < visible[:, 1:])
-    run = functools.partial(triton.top_blocks, rule=rule, sizes=SIZES, interpret=True)
+    config = KernelConfig("select_blocks", 1.0, interpret=INTERPRET)
+    run = functools.partial(triton.top_blocks, rule=rule, sizes=SIZES, config=config)
     bits = jax.jit(run)(np.where(seen, scores, np.nan), visible, own)
-    chosen = np.asarray(unpack(bits, lanes)).swapaxes(0, 1)
+    chosen = np.asarray(unpack(bits, columns)).swapaxes(0, 1)
     for kind, got, want in zip(SCORES, chosen, _top_k(scores, visible, own, rule), strict=True):
         np.testing.assert_array_equal(got, want, err_msg=kind)
 
@@ -90,8 +96,8 @@ def _inputs(queries, heads, kv_heads, *, block, width=64, rows=1, offset=0, dtyp
 def _assert_equal_to_reference(arrays, rule):
     run = functools.partial(select_blocks, rule=rule, scale=arrays[0].shape[-1] ** -0.5)
     want = jax.jit(functools.partial(run, implementation="reference"))(*arrays)
-    got = jax.jit(functools.partial(run, implementation="triton", interpret=True))(*arrays)
-    assert got.most == rule.top
+    got = jax.jit(functools.partial(run, **kernels("triton")))(*arrays)
+    assert got.most == rule.top_k
     np.testing.assert_array_equal(got.bits, want.bits)
 
 
@@ -118,8 +124,7 @@ def test_scores_exist_for_one_chunk_at_a_time():
         select_blocks,
         rule=SelectRule(32, 0, 1, 64),
         scale=0.1,
-        implementation="triton",
-        interpret=True,
+        **kernels("triton"),
     )
     largest = testing.largest_array(jax.make_jaxpr(run)(*arrays))
     assert 4 * largest <= triton.SCORE_BYTES

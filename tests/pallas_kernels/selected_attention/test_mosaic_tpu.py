@@ -7,39 +7,38 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pallas_kernels import BlockSet, select_blocks, selected_attention
-from pallas_kernels.block_sizes import tpu as tpu_sizes
-from pallas_kernels.block_sizes import tpu_vmem as mosaic_memory
-from pallas_kernels.block_sparse.block_set import pack
-from pallas_kernels.select_blocks.api import SelectRule
-from pallas_kernels.selected_attention import cost
-from pallas_kernels.selected_attention import mosaic_tpu_tiles as mosaic_tile
-from pallas_kernels.selected_attention import partial as part
+from pallas_kernels import BlockSet, SelectRule, select_blocks, selected_attention
+from pallas_kernels.block_sizes import tpu, tpu_vmem
+from pallas_kernels.block_sparse.block_set import ChosenKeys, pack
+from pallas_kernels.flash_attention.params import KernelConfig
+from pallas_kernels.selected_attention import mosaic_tpu, mosaic_tpu_bwd, mosaic_tpu_tiles
 from tests import testing
 from tests.pallas_kernels.chosen_blocks import causal, choice, inputs, loops, visible
+from tests.pallas_kernels.devices import INTERPRET, kernels
 from tests.pallas_kernels.simulated_tpu import simulated_tpu
 
-INTERPRETED = {"implementation": "mosaic_tpu", "interpret": True}
+KERNELS = kernels("mosaic_tpu")
 
 
 def _grads(arrays, members, pos, block=32):
     """out, dq, dk, dv; traced anew."""
     q, k, v, dout = arrays
     blocks = BlockSet(pack(jnp.asarray(members)), block)
-    op = functools.partial(selected_attention, scale=q.shape[3] ** -0.5, **INTERPRETED)
+    op = functools.partial(selected_attention, scale=q.shape[3] ** -0.5, **KERNELS)
     out, vjp = jax.vjp(lambda *x: op(*x, blocks, jnp.asarray(pos)), q, k, v)
     return out, *vjp(dout)
 
 
 def _check(got, arrays, seen):
     for name, x, y in zip(("out", "dq", "dk", "dv"), got, loops(arrays, seen), strict=True):
-        testing.assert_close(name, x, y, factor=0.5)
+        testing.assert_close(name, x, y, factor=testing.SELECTED_KERNELS)
 
 
+@pytest.mark.tpu
 @pytest.mark.parametrize("kind", ["TPU v5p", "TPU v6e"])
 def test_ranges_of_keys_join(monkeypatch, kind):
-    monkeypatch.setattr(mosaic_memory, "keys_per_range", lambda *_, **__: 96)
-    monkeypatch.setattr(tpu_sizes, "pick", functools.partial(lambda x, _: x, tpu_sizes.pick(kind)))
+    monkeypatch.setattr(tpu_vmem, "keys_per_range", lambda *_, **__: 96)
+    monkeypatch.setattr(tpu, "pick", functools.partial(lambda x, _: x, tpu.pick(kind)))
     arrays, pos = inputs(70, 230, 7, 1), causal(70, 230)
     members = choice(pos, 1, 230, 32)
     members[0, :32, :, 3:6] = False  # a tile without blocks in the second range
@@ -55,25 +54,26 @@ def test_the_kernels_have_no_races(capfd):
     _check(got, arrays, visible(members, pos, 70, 32))
 
 
-def test_parts_of_the_keys_join_by_their_lse():
+@pytest.mark.tpu
+def test_shards_of_the_keys_join_by_their_lse():
     *arrays, dout = inputs(70, 192, 4, 2)
     q, k, v = arrays
     pos = causal(70, 192)
     members = choice(pos, 2, 192, 32)
-    settings = {"scale": 64**-0.5} | INTERPRETED
-    forward = jax.jit(functools.partial(part.forward, **settings))
-    backward = jax.jit(functools.partial(part.backward, **settings))
+    config = KernelConfig("selected_attention", 64**-0.5, interpret=INTERPRET)
+    forward = jax.jit(functools.partial(mosaic_tpu.forward, config=config))
+    backward = jax.jit(functools.partial(mosaic_tpu_bwd.backward, config=config))
 
     def of(first):
-        blocks = BlockSet(pack(jnp.asarray(members)), 32).part(first // 32, 3)
-        return (*(x[:, first : first + 96] for x in (k, v)), blocks, pos - first)
+        blocks = BlockSet(pack(jnp.asarray(members)), 32).slice(first // 32, 3)
+        return (*(x[:, first : first + 96] for x in (k, v)), ChosenKeys(blocks, pos - first))
 
-    parts = of(0), of(96)
-    outs, lses = zip(*(forward(q, *x) for x in parts), strict=True)
+    shards = of(0), of(96)
+    outs, lses = zip(*(forward(q, *x) for x in shards), strict=True)
     lse = jnp.logaddexp(*lses)
     weights = [jnp.exp(x - jnp.where(jnp.isneginf(lse), 0, lse))[..., None] for x in lses]
     out = sum(x * y for x, y in zip(weights, outs, strict=True))
-    dq, dk, dv = zip(*(backward((q, *x, out, lse), dout) for x in parts), strict=True)
+    dq, dk, dv = zip(*(backward((q, *x, out, lse), dout) for x in shards), strict=True)
     got = out, sum(dq), *(jnp.concatenate(x, axis=1) for x in (dk, dv))
     _check(got, (*arrays, dout), visible(members, pos, 192, 32))
 
@@ -87,7 +87,7 @@ def _shapes(tokens):
 
 
 def _attend(q, k, v, bits, pos):
-    return selected_attention(q, k, v, BlockSet(bits, 64, 32), pos, scale=1.0, **INTERPRETED)
+    return selected_attention(q, k, v, BlockSet(bits, 64, 32), pos, scale=1.0, **KERNELS)
 
 
 def test_too_many_keys_are_refused_before_anything_is_compiled():
@@ -118,7 +118,7 @@ def test_gradients_of_too_many_keys_are_refused():
 def test_too_many_blocks_are_refused():
     q, k = (jax.ShapeDtypeStruct((1, x, n, 128), jnp.bfloat16) for x, n in ((8, 28), (60000, 4)))
     arrays = q, k, *(jax.ShapeDtypeStruct((1, 8, *x), jnp.int32) for x in ((28,), (2,), ()))
-    run = functools.partial(select_blocks, rule=SelectRule(32, 0, 1, 64), scale=1.0, **INTERPRETED)
+    run = functools.partial(select_blocks, rule=SelectRule(32, 0, 1, 64), scale=1.0, **KERNELS)
     message = "60000 blocks do not fit: .* one takes 1056 B .* use at most 51634 blocks, or"
     with pytest.raises(ValueError, match=message):
         jax.eval_shape(run, *arrays)
@@ -138,27 +138,28 @@ def _overlapping(shared, *, tokens, block=64, count=8, pool=20):
 
 
 def _pairs(members):
-    """Executed and chosen pairs of causal queries and keys."""
+    """Pairs of a query and a key that the kernels multiply, chosen or not, and that are chosen."""
     tokens, count = members.shape[1], int(members.sum(3).max())
     q, k = (jax.ShapeDtypeStruct((1, tokens, n, 128), jnp.bfloat16) for n in (7, 1))
     pos = jnp.arange(tokens, dtype=jnp.int32)[None]
-    cut = mosaic_tile.Cut.of(q, k, 64, backward=False)
+    dims = mosaic_tpu_tiles.TileDims.of(q, k, 64, backward=False)
 
     @jax.jit
-    def count_pairs(bits):
-        blocks = BlockSet(bits, 64, count)
-        schedule = mosaic_tile.Schedule.plan(cut, blocks, pos, tokens)
-        return cost.executed_pairs(cut, schedule), cost.chosen_pairs(blocks, pos, tokens)
+    def steps(bits):
+        sees = ChosenKeys(BlockSet(bits, 64, count), pos)
+        bounds = jnp.stack(mosaic_tpu_tiles.BlockSchedule.plan(dims, sees, tokens).bounds)
+        visits = jnp.diff(bounds[..., 0, :], axis=-1)  # of full blocks, and of the others
+        return (-(-visits // dims.blocks_per_step)).sum()
 
-    return (int(x.sum()) for x in count_pairs(pack(jnp.asarray(members))))
+    keys = dims.blocks_per_step * dims.block
+    executed = int(steps(pack(jnp.asarray(members)))) * dims.block_q * keys
+    return executed, visible(members, np.asarray(pos), tokens, 64).sum()
 
 
 @pytest.mark.parametrize("shared", [8, 6, 1])
 def test_work_is_that_of_the_union(shared):
     members = _overlapping(shared, tokens=2048)
     executed, chosen = _pairs(members)
-    pos = np.arange(2048, dtype=np.int32)[None]
-    assert chosen == visible(members, pos, 2048, 64).sum()
     unions = members.reshape(-1, 16, members.shape[3]).any(1).sum(1)
     # Two blocks per step, among those that nothing cuts and among the others.
     assert 16 * 64 * unions.sum() <= executed <= 16 * 64 * (unions + 2).sum()
@@ -167,7 +168,7 @@ def test_work_is_that_of_the_union(shared):
 
 
 def test_work_grows_with_the_length_and_not_its_square():
-    executed = [next(_pairs(_overlapping(4, tokens=tokens))) for tokens in (4096, 8192)]
+    executed = [_pairs(_overlapping(4, tokens=tokens))[0] for tokens in (4096, 8192)]
     assert executed[1] <= 2.2 * executed[0]
 
 

@@ -1,4 +1,4 @@
-"""The GPU kernel of the selected branch, interpreted: any choice of blocks, and the fused sum."""
+"""The GPU kernel of the selected branch: any choice of blocks, and the fused sum."""
 
 import functools
 
@@ -8,12 +8,15 @@ import numpy as np
 import pytest
 
 from pallas_kernels import BlockSet, selected_attention
-from pallas_kernels.block_sparse.block_set import pack
+from pallas_kernels.block_sparse.block_set import ChosenKeys, pack
+from pallas_kernels.flash_attention.params import KernelConfig
 from pallas_kernels.selected_attention import triton
 from tests import testing
 from tests.pallas_kernels.chosen_blocks import causal, choice, inputs, loops, visible
+from tests.pallas_kernels.devices import INTERPRET, kernels
 
-INTERPRETED = {"implementation": "triton", "interpret": True}
+pytestmark = pytest.mark.gpu
+KERNELS = kernels("triton")
 
 
 def _qkv(queries, keys, heads, kv_heads, **sizes):
@@ -54,9 +57,9 @@ def test_the_fused_sum_equals_the_sum_of_branches(dtype):
     members[..., 0] = True
     seen = visible(members, pos, 200, 32)
     gated = _gated(arrays, seen, dtype)
-    blocks = BlockSet(pack(jnp.asarray(members)), 32)
-    run = functools.partial(triton.forward, scale=64**-0.5, interpret=True)
-    got, _ = jax.jit(run)(*arrays, blocks, jnp.asarray(pos), gated)
+    sees = ChosenKeys(BlockSet(pack(jnp.asarray(members)), 32), jnp.asarray(pos))
+    config = KernelConfig("selected_attention", 64**-0.5, interpret=INTERPRET)
+    got, _ = jax.jit(functools.partial(triton.forward, config=config))(*arrays, sees, gated=gated)
     testing.assert_close("out", got, _gated_sum(gated, _loops(arrays, seen)), dtype=dtype)
     assert not np.asarray(got)[pos < 0].any()
 
@@ -64,4 +67,4 @@ def test_the_fused_sum_equals_the_sum_of_branches(dtype):
 def test_a_block_size_without_a_kernel_is_named():
     arrays, pos = _qkv(4, 32, 2, 1), causal(4, 32)
     with pytest.raises(ValueError, match=r"block size 16 .* use one of \(32, 64\) or .*'xla'"):
-        _run(arrays, np.ones((1, 4, 1, 2), bool), pos, 16, **INTERPRETED)
+        _run(arrays, np.ones((1, 4, 1, 2), bool), pos, 16, **KERNELS)
