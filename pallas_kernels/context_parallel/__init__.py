@@ -1,1 +1,1 @@
-"""Attention of a device that holds a part of the keys; for use inside of `jax.shard_map`."""
+"""Attention of a device that holds a shard of the keys; for use inside of `jax.shard_map`."""
