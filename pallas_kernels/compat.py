@@ -43,7 +43,6 @@ def triton_call(
     name,
     in_specs=None,
     out_specs=None,
-    input_output_aliases=None,
 ):
     """A `pl.pallas_call` of the Triton backend; its kernel bears `name` in HLO, PTX and profiles.
 
@@ -57,7 +56,6 @@ def triton_call(
       name: of the kernel.
       in_specs: a `pl.BlockSpec` per input; None: each ref is the whole array.
       out_specs: likewise for the outputs.
-      input_output_aliases: inputs whose memory becomes an output's.
 
     Returns:
       A function of the inputs.
@@ -74,7 +72,6 @@ def triton_call(
         body,
         grid=grid,
         out_shape=out_shape,
-        input_output_aliases=input_output_aliases or {},
         compiler_params=plgpu.CompilerParams(num_warps=num_warps, num_stages=num_stages),
         interpret=interpret,
         name=name,

@@ -40,9 +40,14 @@ class BranchMasks:
     window: KeyRangeMask
 
 
+def select_rule(spec: NSASpec) -> SelectRule:
+    """How many blocks are selected, and which always are."""
+    return SelectRule(spec.block_count, spec.forced_first, spec.forced_local, spec.block_size)
+
+
 def choose(q, mean_k, lse, visible, pos, *, spec, backend, config) -> BlockSet:
     """The blocks that the weights of the compressed branch rank highest."""
-    rule = SelectRule(spec.block_count, spec.forced_first, spec.forced_local, spec.block_size)
     own = pos // spec.block_size  # -1 where pos is
-    blocks = backend.select(*jax.lax.stop_gradient((q, mean_k, lse)), visible, own, rule, config)
+    scored = jax.lax.stop_gradient((q, mean_k, lse))
+    blocks = backend.select(*scored, visible, own, select_rule(spec), config)
     return dataclasses.replace(blocks, bits=checkpoint_name(blocks.bits, BLOCKS))

@@ -2,9 +2,9 @@
 
 from pallas_kernels.block_mean.ref import block_mean
 from pallas_kernels.compressed_attention.ref import compressed_attention
+from pallas_kernels.nsa_attention.branches import select_rule
 from pallas_kernels.nsa_attention.gating import combine
 from pallas_kernels.nsa_attention.segments import visible_blocks, whole_blocks
-from pallas_kernels.select_blocks.api import SelectRule
 from pallas_kernels.select_blocks.ref import select_blocks
 from pallas_kernels.selected_attention.ref import selected_attention
 from pallas_kernels.window_attention.ref import window_attention
@@ -32,7 +32,5 @@ def nsa_blocks(q, k, start, pos, *, spec):
 
 
 def _select(q, mean_k, lse, visible, pos, spec):
-    rule = SelectRule(spec.block_count, spec.forced_first, spec.forced_local, spec.block_size)
-    own = pos // spec.block_size  # -1 where pos is
-    scale = q.shape[-1] ** -0.5
-    return select_blocks(q, mean_k, lse, visible, own, rule=rule, scale=scale)
+    rule, own = select_rule(spec), pos // spec.block_size  # -1 where pos is
+    return select_blocks(q, mean_k, lse, visible, own, rule=rule, scale=q.shape[-1] ** -0.5)

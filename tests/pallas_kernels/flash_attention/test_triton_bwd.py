@@ -1,6 +1,6 @@
 """The gradient kernels of the branches that see ranges, against float64 loops.
 
-What they have in common with the kernels of other platforms is in `test_kernels.py`.
+What they have in common with the kernels of other platforms is in `test_attention_kernels.py`.
 """
 
 import functools
