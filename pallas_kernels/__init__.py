@@ -3,7 +3,7 @@
 from pallas_kernels import block_sizes
 from pallas_kernels.backends import BACKENDS, Backend
 from pallas_kernels.block_mean.api import block_mean
-from pallas_kernels.block_sparse.block_set import BlockSet
+from pallas_kernels.block_sparse.block_set import BlockSet, ChosenKeys
 from pallas_kernels.compressed_attention.api import compressed_attention
 from pallas_kernels.context_parallel.attention import (
     DenseReader,
@@ -14,6 +14,8 @@ from pallas_kernels.context_parallel.mesh_axis import MeshAxis
 from pallas_kernels.context_parallel.nsa import ShardBranches, nsa_shard_branches
 from pallas_kernels.dense_attention.api import dense_attention
 from pallas_kernels.flash_attention.attention_kernels import AttentionKernels
+from pallas_kernels.flash_attention.mask import KeyRangeMask
+from pallas_kernels.flash_attention.params import KernelConfig
 from pallas_kernels.interval_attention.api import interval_attention
 from pallas_kernels.nsa_attention.api import nsa_attention, nsa_blocks
 from pallas_kernels.nsa_attention.branches import BLOCKS
@@ -29,7 +31,10 @@ __all__ = [
     "AttentionKernels",
     "Backend",
     "BlockSet",
+    "ChosenKeys",
     "DenseReader",
+    "KernelConfig",
+    "KeyRangeMask",
     "MeshAxis",
     "NSASpec",
     "SelectRule",

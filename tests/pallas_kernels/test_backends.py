@@ -13,6 +13,7 @@ from pallas_kernels import (
     AttentionKernels,
     Backend,
     BlockSet,
+    ChosenKeys,
     NSASpec,
     compressed_attention,
     dense_attention,
@@ -30,7 +31,7 @@ TOKENS, HEADS, KV_HEADS, WIDTH = 21, 4, 2, 8
 def _see(sees, k):
     """bool[b s k t] of a range mask or of chosen keys."""
     t = jnp.arange(k.shape[1])
-    if hasattr(sees, "blocks"):
+    if isinstance(sees, ChosenKeys):
         members = sees.blocks.members(-(-k.shape[1] // sees.blocks.block))
         return members[..., t // sees.blocks.block] & (t <= sees.pos[..., None])[:, :, None]
     pos = t if sees.key_pos is None else sees.key_pos[:, None]
