@@ -37,7 +37,7 @@ from benchmarks.aot.cases import backward_cases, forward_cases
 from benchmarks.aot.shapes import scores
 from benchmarks.aot.target import TARGETS
 from benchmarks.inputs import BLOCK_COUNT, BLOCK_SIZE, HEADS, KV_HEADS, WIDTH, WINDOW_SIZE
-from pallas_kernels.tiles import DTYPES, HEAD_WIDTHS
+from pallas_kernels import block_sizes
 from videonsa_jax.aot.compile import HEADROOM, CompilationError
 from videonsa_jax.aot.topology import ToolchainMissing
 
@@ -195,8 +195,10 @@ def main():
     parser.add_argument("--tokens", help="lengths, by comma; '': no operation")
     parser.add_argument("--prefill", type=int, help="vision tokens of a row; 0: leave out")
     parser.add_argument("--train", type=int, help="likewise, of the training step")
-    parser.add_argument("--dtype", default="bfloat16", choices=DTYPES)
-    parser.add_argument("--head_width", type=int, default=WIDTH, choices=HEAD_WIDTHS)
+    parser.add_argument("--dtype", default="bfloat16", choices=block_sizes.triton.DTYPES)
+    parser.add_argument(
+        "--head_width", type=int, default=WIDTH, choices=block_sizes.triton.HEAD_WIDTHS
+    )
     parser.add_argument("--out", type=pathlib.Path, required=True, help="FILE.json")
     args = parser.parse_args()
 

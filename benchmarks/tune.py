@@ -1,12 +1,12 @@
-"""Tries tile sizes of the Triton kernels: the figures behind `pallas_kernels/tiles.py`.
+"""Tries block sizes of the Triton kernels: those in `pallas_kernels/block_sizes/triton.py`.
 
     python benchmarks/tune.py --kernels=selected_attention --dtype=bfloat16
     make aot && JAX_PLATFORMS=cpu .venv-aot/bin/python -m benchmarks.tune --compile
 
 The first times each choice on this machine's GPU, on inputs that drift like a video, and prints the
-fastest as a line for `tiles.MEASURED`. The second runs in `.venv-aot` and compiles each choice for
+fastest as a line for `MEASURED`. The second runs in `.venv-aot` and compiles each choice for
 an H100 that is not there: it shows which choices keep their values in registers and fit into shared
-memory, which is what `tiles.DEFAULTS` is chosen by; it says nothing of speed.
+memory, which is what `DEFAULTS` is chosen by; it says nothing of speed.
 """
 
 import argparse
@@ -23,8 +23,7 @@ from benchmarks.aot.target import TARGETS
 from benchmarks.inputs import WIDTH
 from benchmarks.timing import programs
 from benchmarks.timing.interleaved import calls_per_sample, seconds
-from pallas_kernels import tiles
-from pallas_kernels.tiles import TileParams
+from pallas_kernels import block_sizes
 from videonsa_jax.aot.compile import CompilationError
 
 ROUNDS = 20
@@ -50,22 +49,22 @@ def candidates(kernel, default):
     """The choices for one kernel; sizes that it does not read keep their default."""
     rows, keys, stages = ROWS, KEYS, STAGES
     if kernel == "decode_attention":
-        rows = (default.rows,)
+        rows = (default.block_q,)
     if kernel.startswith("selected_attention"):
-        keys = (default.keys,)
+        keys = (default.block_kv,)
     if kernel == "top_blocks":
-        rows, keys, stages = (1, 2, 4, 8), (default.keys,), (1,)
+        rows, keys, stages = (1, 2, 4, 8), (default.block_kv,), (1,)
     for choice in itertools.product(rows, keys, WARPS, stages):
-        yield TileParams(*choice)
+        yield block_sizes.triton.TuningConfig(*choice)
 
 
 def choices(kernel, args):
     """Each choice in turn, in force while it is at hand."""
     key = kernel, jnp.dtype(args.dtype).itemsize, args.head_width
-    for params in candidates(kernel, tiles.DEFAULTS[key]):
+    for params in candidates(kernel, block_sizes.triton.DEFAULTS[key]):
         with (
-            mock.patch.dict(tiles.MEASURED, clear=True),
-            mock.patch.dict(tiles.DEFAULTS, {key: params}),
+            mock.patch.dict(block_sizes.triton.MEASURED, clear=True),
+            mock.patch.dict(block_sizes.triton.DEFAULTS, {key: params}),
         ):
             jax.clear_caches()
             yield params
@@ -91,7 +90,7 @@ def compile_all(kernel, args):
 
 
 def time_all(kernel, args):
-    """Prints the median time of each choice, and the fastest as a line for `tiles.MEASURED`."""
+    """Prints the median time of each choice, and the fastest as a line for `MEASURED`."""
     arrays = programs.inputs("video", args.tokens, args)
     dense = functools.partial(programs.dense, implementation="triton"), arrays[:4]
     operations = {
@@ -121,8 +120,10 @@ def time_all(kernel, args):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--kernels", default=",".join(OPERATIONS), help="by comma")
-    parser.add_argument("--dtype", default="bfloat16", choices=tiles.DTYPES)
-    parser.add_argument("--head_width", type=int, default=WIDTH, choices=tiles.HEAD_WIDTHS)
+    parser.add_argument("--dtype", default="bfloat16", choices=block_sizes.triton.DTYPES)
+    parser.add_argument(
+        "--head_width", type=int, default=WIDTH, choices=block_sizes.triton.HEAD_WIDTHS
+    )
     parser.add_argument("--tokens", type=int, default=32_768)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--compile", action="store_true", help="for an H100 that is not there")

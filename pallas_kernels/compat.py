@@ -1,9 +1,7 @@
 """The only door to Pallas: what differs between versions of JAX ends here.
 
 Kernels import `pl`, `plgpu` and `pltpu` from this module and start with `triton_call` or
-`mosaic_call`; `splash` and `splash_mask` are JAX's own dense attention for TPUs. Nothing here needs
-`jax_triton`; a kernel that does imports it here, inside of the function that calls it, because the
-import fails where JAX is installed without GPU support.
+`mosaic_call`; `splash` and `splash_mask` are JAX's own dense attention for TPUs.
 """
 
 import warnings
@@ -45,7 +43,6 @@ def triton_call(
     name,
     in_specs=None,
     out_specs=None,
-    input_output_aliases=None,
 ):
     """A `pl.pallas_call` of the Triton backend; its kernel bears `name` in HLO, PTX and profiles.
 
@@ -59,7 +56,6 @@ def triton_call(
       name: of the kernel.
       in_specs: a `pl.BlockSpec` per input; None: each ref is the whole array.
       out_specs: likewise for the outputs.
-      input_output_aliases: inputs whose memory becomes an output's.
 
     Returns:
       A function of the inputs.
@@ -76,7 +72,6 @@ def triton_call(
         body,
         grid=grid,
         out_shape=out_shape,
-        input_output_aliases=input_output_aliases or {},
         compiler_params=plgpu.CompilerParams(num_warps=num_warps, num_stages=num_stages),
         interpret=interpret,
         name=name,

@@ -1,68 +1,56 @@
 """Checks at the public border: dimensions by letter, implementation by name."""
 
-from collections.abc import Collection, Mapping
-from typing import Literal
+from collections.abc import Collection
 
 import jax
 
 from pallas_kernels import compat
+from pallas_kernels.backends import BACKENDS, Backend
+from pallas_kernels.block_sizes.supported import Call
 
-Implementation = Literal["reference", "xla", "triton", "mosaic_tpu"]
-
-_PLATFORMS = {"triton": "gpu", "mosaic_tpu": "tpu"}  # of the Pallas kernels
-_NAMES = ("reference", "xla", *_PLATFORMS)
+REFERENCE = "reference"  # the formula of each operation in its `ref.py`: no kernels, no `Backend`
 _LONGEST = 2**31 - 1
 
 
-def resolve(
-    implementation: Implementation | None,
-    available: Collection[str],
-    *,
-    interpret: bool = False,
-    misfits: Mapping[str, str] | None = None,
-) -> Implementation:
-    """The implementation that will run.
+def resolve(implementation: str | None, call: Call, *, interpret: bool = False) -> Backend:
+    """The backend that will run, chosen once per operation.
 
-    None picks the best one for the platform: "triton" on a GPU and "mosaic_tpu" on a TPU, where the
-    operation has such a kernel and it takes the arguments, else "xla". A name is never replaced by
-    another.
+    None takes the first of `BACKENDS` that runs on the platform and supports the call and its
+    gradients, whether or not they will be asked for. A name is never replaced by another.
 
     Args:
       implementation: a name or None.
-      available: the names that the operation has.
+      call: what is asked of the kernels.
       interpret: whether Pallas kernels run in the interpreter, on any platform.
-      misfits: {implementation: why its kernels do not take the arguments}, see `limits`; without
-        those that do.
 
     Raises:
       ValueError: the name is unknown, or its kernels need another platform or other arguments.
-      NotImplementedError: the name is known but the operation has no kernel of it.
+      NotImplementedError: it is "reference", which has no kernels.
     """
-    usable = set(available) - set(misfits or ())
+    here = compat.platform()
     if implementation is None:
-        here = compat.platform()
-        return next((name for name in usable if _PLATFORMS.get(name) == here), "xla")
-    if implementation not in _NAMES:
-        raise ValueError(f"{implementation=} is unknown; use one of {_NAMES} or None")
+        return next(x for x in BACKENDS if x.platform in (None, here) and x.supports(call))
+    check_name(implementation, [x.name for x in BACKENDS])
+    backend = next(x for x in BACKENDS if x.name == implementation)
+    if backend.platform not in (None, here) and not interpret:
+        raise ValueError(
+            f"{implementation=} runs on a {backend.platform.upper()} and the platform is {here!r}; "
+            "use implementation='xla', or interpret=True to run the kernels in the interpreter"
+        )
+    if (reason := backend.unsupported_reason(call, backward=False)) is not None:
+        raise ValueError(reason)
+    return backend
+
+
+def check_name(implementation: str, available: Collection[str]) -> None:
+    """Raises ValueError for an unknown name, NotImplementedError for one that is not available."""
+    names = REFERENCE, *(x.name for x in BACKENDS)
+    if implementation not in names:
+        raise ValueError(f"{implementation=} is unknown; use one of {names} or None")
     if implementation not in available:
         raise NotImplementedError(
             f"{implementation=} has no kernel here; use one of {tuple(available)} or None"
         )
-    if implementation in _PLATFORMS and not interpret:
-        needed, platform = _PLATFORMS[implementation], compat.platform()
-        if platform != needed:
-            raise ValueError(
-                f"{implementation=} runs on a {needed.upper()} and the platform is {platform!r}; "
-                "use implementation='xla', or interpret=True to run the kernels in the interpreter"
-            )
-    if implementation not in usable:
-        raise ValueError(misfits[implementation])
-    return implementation
-
-
-def settings(name: Implementation, interpret: bool) -> dict[str, bool]:
-    """The keyword arguments that only the functions of a Pallas implementation take."""
-    return {"interpret": interpret} if name in _PLATFORMS else {}
 
 
 def bind_dims(**arrays: tuple[jax.Array, str]) -> dict[str, int]:

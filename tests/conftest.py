@@ -1,7 +1,8 @@
 """Every test runs on 8 virtual CPU devices and shares compiled programs with the runs before it.
 
 The settings are environment variables, so that the programs that tests start inherit them. They
-take effect because pytest reads this file before any test imports JAX.
+take effect because pytest configures itself before any test imports JAX. On a machine with a GPU or
+a TPU, `pytest -m gpu` or `-m tpu` runs the tests of its kernels on it, not in the interpreter.
 """
 
 import gc
@@ -21,12 +22,34 @@ SETTINGS = {
     "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0",
     "MPLBACKEND": "Agg",
 }
-for name, value in SETTINGS.items():
-    os.environ.setdefault(name, value)
+ON_CPU = "JAX_PLATFORMS", "JAX_NUM_CPU_DEVICES"
 
 # Every compiled program stays mapped, and a process that Linux refuses another mapping crashes: it
 # allows 65,530.
 MANY_MAPPINGS = 10_000
+
+
+def pytest_configure(config):
+    """Applies the settings; `-m gpu` and `-m tpu` leave the platform to JAX."""
+    device = _device(config)
+    for name, value in SETTINGS.items():
+        if not (device and name in ON_CPU):
+            os.environ.setdefault(name, value)
+
+
+def pytest_runtest_setup(item):
+    """Skips what was asked to run on a device that is not there."""
+    device = _device(item.config)
+    if device is not None:
+        import jax
+
+        if jax.default_backend() != device:
+            pytest.skip(f"-m {device} runs kernels on a {device.upper()}, and JAX sees none here")
+
+
+def _device(config):
+    """ "gpu" or "tpu" if the tests were asked for by this mark, else None."""
+    return config.option.markexpr if config.option.markexpr in ("gpu", "tpu") else None
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -5,6 +5,8 @@ import pathlib
 
 import pytest
 
+import pallas_kernels
+
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 FORBIDDEN = {  # folder -> top-level packages that its files must not import
     "pallas_kernels": {"videonsa_jax", "convert", "flax", "optax", "configs"},
@@ -66,4 +68,32 @@ def test_inside_the_model_imports_go_down():
         allowed = {room}.union(*LAYERS[:layer])
         used = {name.split(".")[1] for name in _modules(path) if name.startswith("videonsa_jax.")}
         wrong += [f"{path.relative_to(ROOT)} imports {name}" for name in sorted(used - allowed)]
+    assert not wrong
+
+
+# May reach inside of pallas_kernels: its own tests, and one that pretends to be on a GPU.
+INSIDE = {"tests/pallas_kernels", "tests/videonsa_jax/training/test_triton_training.py"}
+
+
+def _names_inside(path: pathlib.Path) -> set[str]:
+    """What a file imports of pallas_kernels that is not one of its public names."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names = {alias.name for alias in node.names}
+            found |= {name for name in names if name.startswith("pallas_kernels.")}
+        elif isinstance(node, ast.ImportFrom) and node.module == "pallas_kernels":
+            found |= {alias.name for alias in node.names} - set(pallas_kernels.__all__)
+        elif isinstance(node, ast.ImportFrom) and node.module.startswith("pallas_kernels."):
+            found.add(node.module)
+    return found
+
+
+def test_others_use_only_the_public_names_of_pallas_kernels():
+    wrong = {}
+    for folder in ("videonsa_jax", "convert", "benchmarks", "examples", "scripts", "tests"):
+        for path in (ROOT / folder).rglob("*.py"):
+            name = path.relative_to(ROOT).as_posix()
+            if not any(name == x or name.startswith(x + "/") for x in INSIDE):
+                wrong |= {name: sorted(found)} if (found := _names_inside(path)) else {}
     assert not wrong

@@ -2,9 +2,12 @@
 
 import numpy as np
 
-# Of the error: relative to the RMS of the oracle, plus rounding noise where that is exactly 0.
+# Of the error: relative to the RMS of what is wanted, plus rounding noise where that is exactly 0.
 REL_RMS = {"float32": 1e-5, "float16": 4e-3, "bfloat16": 2e-2}
 FLOOR_RMS = {"float32": 1e-6, "float16": 4e-4, "bfloat16": 2e-3}
+# Multiples of both, as `factor`: of kernels over ranges of keys, and of those over chosen blocks.
+RANGE_KERNELS = {"float32": 5.0, "float16": 1.0, "bfloat16": 0.5}
+SELECTED_KERNELS = 0.5
 
 
 def assert_close(name, got, want, *, dtype="float32", factor=1.0):
@@ -13,7 +16,7 @@ def assert_close(name, got, want, *, dtype="float32", factor=1.0):
     Args:
       name: what is compared, for the message.
       got: array under test.
-      want: oracle of the same shape and of order one; compared in float64.
+      want: array of the same shape and of order one; compared in float64.
       dtype: what was computed in, a key of `REL_RMS` as a name or a dtype.
       factor: multiple of the tolerance, for a stated reason.
     """

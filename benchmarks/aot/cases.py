@@ -19,7 +19,6 @@ from pallas_kernels import (
     selected_attention,
     window_attention,
 )
-from pallas_kernels.blocks import WORD
 
 TEXT = 2048  # text tokens after the video
 MOST_PATCHES = 131_072  # a longer video's are split over devices: a v5e could not hold them
@@ -82,7 +81,7 @@ def forward_cases(
         )
 
     q, lse = floats(tokens, HEADS), jax.ShapeDtypeStruct((1, tokens, HEADS), jnp.float32)
-    bits = jax.ShapeDtypeStruct((1, tokens, KV_HEADS, -(-blocks // WORD)), jnp.uint32)
+    bits = jax.ShapeDtypeStruct((1, tokens, KV_HEADS, -(-blocks // 32)), jnp.uint32)
     gates = jax.ShapeDtypeStruct((1, tokens, HEADS, 3), jnp.float32)
     visible, pos = ints(tokens, 2), ints(tokens)
     patches = min(4 * tokens, MOST_PATCHES)

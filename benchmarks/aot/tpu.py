@@ -4,7 +4,7 @@ import importlib.metadata
 import re
 
 from benchmarks.aot.report import KernelUse
-from pallas_kernels import tpu_sizes
+from pallas_kernels import block_sizes
 from videonsa_jax.aot.hlo import one_line_each
 
 # An instruction that runs a Mosaic kernel: its name, and what it took of memory space 1, VMEM.
@@ -51,7 +51,7 @@ def kernels(lowered, compiled, dump: str) -> tuple[list[KernelUse], dict[str, st
 def problems(use: KernelUse, dtype: str, kind: str) -> list[str]:
     """Which limits a kernel breaks; libtpu refuses those that take more than they asked for."""
     del dtype
-    limit = tpu_sizes.pick(kind).vmem
+    limit = block_sizes.tpu.pick(kind).vmem
     if use.vmem_bytes > limit:
         return [f"takes {use.vmem_bytes} bytes of VMEM of {limit}"]
     return []

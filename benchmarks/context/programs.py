@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,14 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from benchmarks.inputs import BLOCK_COUNT, BLOCK_SIZE, HEADS, KV_HEADS, WIDTH, WINDOW_SIZE
-from pallas_kernels import DeviceAxis, NSASpec, combine, nsa_shard_branches, sharded
+from pallas_kernels import (
+    MeshAxis,
+    NSASpec,
+    SelectedReader,
+    combine,
+    nsa_shard_branches,
+    sharded_attention,
+)
 from videonsa_jax.aot.compile import aot_compile, memory
 from videonsa_jax.aot.topology import Topology
 
@@ -33,7 +41,7 @@ class Case:
     """Devices and what they hold.
 
     Attributes:
-      mode: as in `sharded.attend`.
+      mode: as in `sharded_attention`.
       context: devices that share the tokens.
       tokens: of one device.
       tensor: devices that share the heads.
@@ -41,7 +49,7 @@ class Case:
       geometry: of the whole.
     """
 
-    mode: sharded.Mode
+    mode: Literal["gather", "ring"]
     context: int
     tokens: int
     tensor: int = 1
@@ -72,17 +80,18 @@ class Case:
 
 def attention(case: Case, mesh: Mesh):
     """float[1 t n h] as a function of what `Case.arrays` names; for use under `jax.jit`."""
-    axis = DeviceAxis("context", case.context)
+    axis = MeshAxis("context", case.context)
 
     def part(segment_ids, q, k, v, gates):
         sparse = nsa_shard_branches(
             q, k, v, spec=case.geometry.spec, axis=axis, segment_ids=segment_ids
         )
-        (selected,) = sharded.attend(
+        (selected,) = sharded_attention(
             (q,),
             ((k, v),),
-            (sharded.Selected(sparse.blocks, sparse.pos),),
-            settings=sharded.Settings(axis, q.shape[-1] ** -0.5),
+            (SelectedReader(sparse.blocks, sparse.pos),),
+            axis=axis,
+            scale=q.shape[-1] ** -0.5,
             mode=case.mode,
         )
         return combine(gates, (sparse.compressed, selected, sparse.window), sparse.pos)

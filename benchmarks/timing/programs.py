@@ -24,6 +24,7 @@ from pallas_kernels import (
     NSASpec,
     SelectRule,
     block_mean,
+    block_sizes,
     compressed_attention,
     dense_attention,
     interval_attention,
@@ -31,11 +32,8 @@ from pallas_kernels import (
     nsa_blocks,
     select_blocks,
     selected_attention,
-    tiles,
     window_attention,
 )
-from pallas_kernels.schedule import Cut
-from pallas_kernels.selected_attention import xla
 
 SPEC = NSASpec(BLOCK_SIZE, BLOCK_COUNT, WINDOW_SIZE)
 RULE = SelectRule(SPEC.block_count, SPEC.forced_first, SPEC.forced_local, SPEC.block_size)
@@ -167,13 +165,12 @@ def _queued(program):
 def stages(arrays, implementation="triton"):
     """{name: (operation, inputs)} of the parts of sparse attention, each fed by the one before."""
     q, k, v = arrays[:3]
-    how = {"implementation": implementation}
-    scaled = {"scale": WIDTH**-0.5, **how}
+    scaled = {"scale": WIDTH**-0.5, "implementation": implementation}
     pos = jnp.arange(q.shape[1], dtype=jnp.int32)[None]
     visible = jnp.stack([0 * pos, (pos + 1) // SPEC.block_size], axis=-1)
 
     def mean(k, v):
-        return tuple(block_mean(x, block=SPEC.block_size, **how) for x in (k, v))
+        return tuple(block_mean(x, block=SPEC.block_size) for x in (k, v))
 
     compress = functools.partial(compressed_attention, **scaled)
     choose = functools.partial(select_blocks, rule=RULE, **scaled)
@@ -233,11 +230,12 @@ def vision_frames(tokens, dtype, implementation="triton"):
 
 def queries_per_tile(arrays, implementation):
     """Queries that share one union of blocks in the selected branch."""
-    q, k = arrays[:2]
+    q, group = arrays[0], HEADS // KV_HEADS
     if implementation == "xla":
-        return Cut(q.shape, k.shape, xla.tiles(SPEC.block_size)).queries
-    rows = tiles.pick("selected_attention", jax.devices()[0].device_kind, q.dtype, WIDTH).rows
-    return rows // (1 << (HEADS // KV_HEADS - 1).bit_length())
+        return min(block_sizes.xla.SELECTED.queries(group), q.shape[1])
+    device = jax.devices()[0].device_kind
+    rows = block_sizes.triton.pick("selected_attention", device, q.dtype, WIDTH).block_q
+    return rows // (1 << (group - 1).bit_length())
 
 
 def chosen_blocks(arrays, implementation):

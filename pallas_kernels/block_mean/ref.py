@@ -1,4 +1,4 @@
-"""Oracle of `block_mean`."""
+"""Reference of `block_mean`."""
 
 import jax.numpy as jnp
 

@@ -1,4 +1,1 @@
-"""compressed_attention: api.py (contract), ref.py (oracle), xla.py (any backend), and kernels.
-
-triton.py runs on GPUs, mosaic_tpu.py on TPUs.
-"""
+"""compressed_attention: api.py (contract), ref.py (the formula)."""

@@ -2,10 +2,11 @@
 
 import jax
 
-from pallas_kernels import dispatch, limits
-from pallas_kernels.compressed_attention import mosaic_tpu, ref, triton, xla
-
-_IMPLEMENTATIONS = {"reference": ref, "xla": xla, "triton": triton, "mosaic_tpu": mosaic_tpu}
+from pallas_kernels import dispatch
+from pallas_kernels.block_sizes.supported import Call
+from pallas_kernels.compressed_attention import ref
+from pallas_kernels.flash_attention.mask import KeyRangeMask
+from pallas_kernels.flash_attention.params import KernelConfig
 
 
 def compressed_attention(
@@ -15,7 +16,7 @@ def compressed_attention(
     visible: jax.Array,
     *,
     scale: float,
-    implementation: dispatch.Implementation | None = None,
+    implementation: str | None = None,
     interpret: bool = False,
 ) -> tuple[jax.Array, jax.Array]:
     """Softmax attention of each query over a range of block means.
@@ -40,13 +41,10 @@ def compressed_attention(
     dispatch.bind_attention(
         q=(q, "b s n h"), k=(k, "b c k h"), v=(v, "b c k h"), visible=(visible, "b s 2")
     )
-    name = dispatch.resolve(
-        implementation,
-        _IMPLEMENTATIONS,
-        interpret=interpret,
-        misfits=limits.attention_misfits(q, k, v),
-    )
-    run = _IMPLEMENTATIONS[name].compressed_attention
-    settings = dispatch.settings(name, interpret)
-    out, lse = run(q, k, v, visible, scale=scale, **settings)
-    return out, jax.lax.stop_gradient(lse)
+    if implementation == dispatch.REFERENCE:
+        out, lse = ref.compressed_attention(q, k, v, visible, scale=scale)
+        return out, jax.lax.stop_gradient(lse)
+    call = Call.of("compressed_attention", q, k, v)
+    backend = dispatch.resolve(implementation, call, interpret=interpret)
+    config = KernelConfig(call.op, scale, interpret)
+    return backend.flash.attend(q, k, v, KeyRangeMask.of_ranges(visible), config)

@@ -1,8 +1,8 @@
-"""Oracle of `compressed_attention`."""
+"""Reference of `compressed_attention`."""
 
 import jax.numpy as jnp
 
-from pallas_kernels.oracle import masked_attention
+from pallas_kernels.reference import masked_attention
 
 
 def compressed_attention(q, k, v, visible, *, scale):

@@ -2,10 +2,11 @@
 
 import jax
 
-from pallas_kernels import dispatch, limits
-from pallas_kernels.dense_attention import mosaic_tpu, ref, triton, xla
-
-_IMPLEMENTATIONS = {"reference": ref, "xla": xla, "triton": triton, "mosaic_tpu": mosaic_tpu}
+from pallas_kernels import dispatch
+from pallas_kernels.block_sizes.supported import Call
+from pallas_kernels.dense_attention import ref
+from pallas_kernels.flash_attention.mask import KeyRangeMask
+from pallas_kernels.flash_attention.params import KernelConfig
 
 
 def dense_attention(
@@ -17,7 +18,7 @@ def dense_attention(
     query_pos: jax.Array,
     key_pos: jax.Array,
     scale: float | None = None,
-    implementation: dispatch.Implementation | None = None,
+    implementation: str | None = None,
     interpret: bool = False,
 ) -> jax.Array:
     """Softmax attention of each query over the keys with start <= key_pos <= query_pos.
@@ -51,12 +52,9 @@ def dense_attention(
         key_pos=(key_pos, "b t"),
     )
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    name = dispatch.resolve(
-        implementation,
-        _IMPLEMENTATIONS,
-        interpret=interpret,
-        misfits=limits.attention_misfits(q, k, v),
-    )
-    run = _IMPLEMENTATIONS[name].dense_attention
-    settings = dispatch.settings(name, interpret)
-    return run(q, k, v, start, query_pos, key_pos, scale=scale, **settings)
+    if implementation == dispatch.REFERENCE:
+        return ref.dense_attention(q, k, v, start, query_pos, key_pos, scale=scale)
+    call = Call.of("dense_attention", q, k, v)
+    backend = dispatch.resolve(implementation, call, interpret=interpret)
+    mask = KeyRangeMask.of_positions(start, query_pos, key_pos)
+    return backend.attend_dense(q, k, v, mask, KernelConfig(call.op, scale, interpret))

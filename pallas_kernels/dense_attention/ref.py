@@ -1,6 +1,6 @@
-"""Oracle of `dense_attention`."""
+"""Reference of `dense_attention`."""
 
-from pallas_kernels.oracle import masked_attention
+from pallas_kernels.reference import masked_attention
 
 
 def dense_attention(q, k, v, start, query_pos, key_pos, *, scale):

@@ -14,49 +14,48 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from pallas_kernels.block_sizes.tpu import LANES
 from pallas_kernels.compat import splash, splash_mask
-from pallas_kernels.schedule import Sight
-from pallas_kernels.tpu_sizes import LANES
-from pallas_kernels.visits import Visits
+from pallas_kernels.flash_attention.mask import KeyRangeMask
+from pallas_kernels.flash_attention.tile_schedule import TileSchedule
 
 BLOCK = 512  # queries and keys per tile
 
 
-def attend(q, k, v, sight, *, scale, interpret):
+def attend(q, k, v, mask, config):
     """Softmax attention of each query over the keys it sees.
 
     Args:
       q: float[b s n h] queries, h <= 128; query head i reads KV head i // (n // k).
       k: float[b t k h] keys.
       v: float[b t k h] values.
-      sight: what each query sees, of keys at `key_pos`.
-      scale: factor of the logits.
-      interpret: run in the interpreter.
+      mask: what each query sees, of keys at `key_pos`.
+      config: what is static.
 
     Returns:
       float[b s n h], dtype of `q`; exactly 0 where nothing is visible.
     """
     t = k.shape[1]
-    order, ranks = _sort(sight)
+    order, ranks = _sort(mask)
     live = ranks.hi > ranks.lo
-    visits = Visits.plan(ranks, t, queries=_block(q.shape[1]), keys=_block(t))
+    schedule = TileSchedule.by_query(ranks, t, block_q=_block(q.shape[1]), block_kv=_block(t))
     # What nobody sees may be NaN, which a weight of 0 would keep.
-    seen = (visits.key_pos >= 0)[..., None, None]
+    seen = (schedule.key_pos >= 0)[..., None, None]
     k, v = (_reorder(x, order, seen) for x in (k, v))
-    q = (ranks.live(q).astype(jnp.float32) * scale).astype(q.dtype)
-    rows = _by_head(q), _by_head(k), _by_head(v), _mask(ranks, visits.spans, t)
-    out = jax.lax.map(lambda row: _kernel(*row, interpret), rows)
+    q = (ranks.zero_blind(q).astype(jnp.float32) * config.scale).astype(q.dtype)
+    rows = _by_head(q), _by_head(k), _by_head(v), _mask(ranks, schedule.ranges, t)
+    out = jax.lax.map(lambda row: _kernel(*row, config.interpret), rows)
     out = jnp.swapaxes(out, 1, 2)[:, : q.shape[1], :, : q.shape[3]]
     return jnp.where(live[..., None, None], out, 0)
 
 
-def _sort(sight):
-    """The order of the keys by position i32[b t], and the `Sight` of what is sorted, by index."""
-    order = jnp.argsort(sight.key_pos, axis=1)
-    positions = jnp.take_along_axis(sight.key_pos, order, axis=1)
+def _sort(mask):
+    """The order of the keys by position i32[b t], and the mask of what is sorted, by index."""
+    order = jnp.argsort(mask.key_pos, axis=1)
+    positions = jnp.take_along_axis(mask.key_pos, order, axis=1)
     find = jax.vmap(functools.partial(jnp.searchsorted, method="scan_unrolled"))
-    lo, hi = (find(positions, x).astype(jnp.int32) for x in (sight.lo, sight.hi))
-    return order, Sight(lo, hi)
+    lo, hi = (find(positions, x).astype(jnp.int32) for x in (mask.lo, mask.hi))
+    return order, KeyRangeMask(lo, hi)
 
 
 def _reorder(x, order, seen):
@@ -71,7 +70,7 @@ def _by_head(x):
     return jnp.swapaxes(jnp.pad(x, fill), 1, 2)
 
 
-def _mask(ranks, spans, t):
+def _mask(ranks, ranges, t):
     """What `_kernel` takes: per query the last key and the sequence, per key the sequence, tiles.
 
     Of the keys those at first_tile .. end_tile - 1 are reached by the queries of a tile.
@@ -86,7 +85,7 @@ def _mask(ranks, spans, t):
     fill = (0, 0), (0, -s % _block(s))
     last, queries = (jnp.pad(x, fill, constant_values=-1) for x in (ranks.hi - 1, queries))
     keys = jnp.pad(keys, ((0, 0), (0, -t % _block(t))), constant_values=-2)
-    return last, queries, keys, spans[..., 0], spans[..., 3]
+    return last, queries, keys, ranges[..., 0], ranges[..., 3]
 
 
 def _kernel(q, k, v, mask, interpret):

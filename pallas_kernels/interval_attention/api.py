@@ -2,10 +2,11 @@
 
 import jax
 
-from pallas_kernels import dispatch, limits
-from pallas_kernels.interval_attention import mosaic_tpu, ref, triton, xla
-
-_IMPLEMENTATIONS = {"reference": ref, "xla": xla, "triton": triton, "mosaic_tpu": mosaic_tpu}
+from pallas_kernels import dispatch
+from pallas_kernels.block_sizes.supported import Call
+from pallas_kernels.flash_attention.mask import KeyRangeMask
+from pallas_kernels.flash_attention.params import KernelConfig
+from pallas_kernels.interval_attention import ref
 
 
 def interval_attention(
@@ -16,7 +17,7 @@ def interval_attention(
     interval: jax.Array,
     max_length: int,
     scale: float | None = None,
-    implementation: dispatch.Implementation | None = None,
+    implementation: str | None = None,
     interpret: bool = False,
 ) -> jax.Array:
     """Softmax attention of each patch over a half-open range of indices that holds it.
@@ -49,12 +50,9 @@ def interval_attention(
     if max_length < 1:
         raise ValueError(f"max_length must be at least 1, got {max_length}")
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    name = dispatch.resolve(
-        implementation,
-        _IMPLEMENTATIONS,
-        interpret=interpret,
-        misfits=limits.attention_misfits(q, k, v, widths=limits.INTERVAL_WIDTHS),
-    )
-    run = _IMPLEMENTATIONS[name].interval_attention
-    settings = dispatch.settings(name, interpret)
-    return run(q, k, v, interval, max_length=max_length, scale=scale, **settings)
+    if implementation == dispatch.REFERENCE:
+        return ref.interval_attention(q, k, v, interval, scale=scale)
+    call = Call.of("interval_attention", q, k, v)
+    backend = dispatch.resolve(implementation, call, interpret=interpret)
+    config = KernelConfig(call.op, scale, interpret, max_distance=max_length)
+    return backend.flash.attend(q, k, v, KeyRangeMask.of_ranges(interval), config)[0]

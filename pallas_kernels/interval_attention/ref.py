@@ -1,13 +1,12 @@
-"""Oracle of `interval_attention`."""
+"""Reference of `interval_attention`."""
 
 import jax.numpy as jnp
 
-from pallas_kernels.oracle import masked_attention
+from pallas_kernels.reference import masked_attention
 
 
-def interval_attention(q, k, v, interval, *, max_length, scale):
+def interval_attention(q, k, v, interval, *, scale):
     """Softmax over the indices j with interval[..., 0] <= j < interval[..., 1]."""
-    del max_length  # sizes tiles only
     j = jnp.arange(k.shape[1])
     see = (interval[..., :1] <= j) & (j < interval[..., 1:])
     return masked_attention(q, k, v, see[:, None], scale=scale)[0]

@@ -1,4 +1,4 @@
-"""select_blocks: api.py (contract), ref.py (oracle), xla.py (any backend), and kernels.
+"""select_blocks: api.py (contract), ref.py (the formula), xla.py (any platform), and kernels.
 
 triton.py runs on GPUs, mosaic_tpu.py on TPUs.
 """

@@ -4,11 +4,11 @@ import dataclasses
 
 import jax
 
-from pallas_kernels import dispatch, limits
-from pallas_kernels.blocks import BlockSet
-from pallas_kernels.select_blocks import mosaic_tpu, ref, triton, xla
-
-_IMPLEMENTATIONS = {"reference": ref, "xla": xla, "triton": triton, "mosaic_tpu": mosaic_tpu}
+from pallas_kernels import dispatch
+from pallas_kernels.block_sizes.supported import Call
+from pallas_kernels.block_sparse.block_set import BlockSet
+from pallas_kernels.flash_attention.params import KernelConfig
+from pallas_kernels.select_blocks import ref
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,15 +16,15 @@ class SelectRule:
     """How many blocks, and which are always among them.
 
     Attributes:
-      top: blocks per query in all.
-      first: leading blocks of the query's sequence that are always chosen.
-      local: trailing blocks that are always chosen; 1 is the query's own.
+      top_k: blocks per query in all.
+      num_init_blocks: leading blocks of the query's sequence that are always chosen.
+      num_local_blocks: trailing blocks that are always chosen; 1 is the query's own.
       block: keys per block.
     """
 
-    top: int
-    first: int
-    local: int
+    top_k: int
+    num_init_blocks: int
+    num_local_blocks: int
     block: int
 
 
@@ -37,7 +37,7 @@ def select_blocks(
     *,
     rule: SelectRule,
     scale: float,
-    implementation: dispatch.Implementation | None = None,
+    implementation: str | None = None,
     interpret: bool = False,
 ) -> BlockSet:
     """The forced blocks, then those with the most compressed softmax weight, ties to the lowest.
@@ -60,7 +60,7 @@ def select_blocks(
       interpret: run a Pallas kernel in the interpreter; the others ignore it.
 
     Returns:
-      A `BlockSet` of at most `rule.top` blocks per query and KV head.
+      A `BlockSet` of at most `rule.top_k` blocks per query and KV head.
 
     Raises:
       ValueError: shapes disagree, or the platform or the sizes are not those of `implementation`.
@@ -74,12 +74,9 @@ def select_blocks(
         own=(own, "b s"),
     )
     q, k, lse = jax.lax.stop_gradient((q, k, lse))
-    name = dispatch.resolve(
-        implementation,
-        _IMPLEMENTATIONS,
-        interpret=interpret,
-        misfits=limits.ranked_misfits(q, k),
-    )
-    run = _IMPLEMENTATIONS[name].select_blocks
-    settings = dispatch.settings(name, interpret)
-    return run(q, k, lse, visible, own, rule=rule, scale=scale, **settings)
+    if implementation == dispatch.REFERENCE:
+        return ref.select_blocks(q, k, lse, visible, own, rule=rule, scale=scale)
+    call = Call.of("select_blocks", q, k, k, ranked=k.shape[1])
+    backend = dispatch.resolve(implementation, call, interpret=interpret)
+    config = KernelConfig(call.op, scale, interpret)
+    return backend.select(q, k, lse, visible, own, rule, config)

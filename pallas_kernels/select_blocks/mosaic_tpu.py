@@ -10,19 +10,20 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels import compat, tpu_sizes
-from pallas_kernels.blocks import WORD, BlockSet
+from pallas_kernels import compat
+from pallas_kernels.block_sizes import tpu as block_sizes
+from pallas_kernels.block_sizes.tpu import LANES
+from pallas_kernels.block_sparse.block_set import WORD, BlockSet
 from pallas_kernels.compat import pl, pltpu
-from pallas_kernels.mosaic_walk import flat, head_lanes, product
-from pallas_kernels.tpu_sizes import LANES
+from pallas_kernels.tpu_layout import flat, head_lanes, product
 
 CHUNK = 8 * WORD  # blocks per step: their words fill a register
 SUBLANES = 8  # of a register
 FORCED = 0x7F800000  # infinity: ranks before every score
 
 
-def select_blocks(q, k, lse, visible, own, *, rule, scale, interpret):
-    """See `api.py`."""
+def select_blocks(q, k, lse, visible, own, rule, config):
+    """See `Backend.select`."""
     b, s, n, _ = q.shape
     c, heads = k.shape[1:3]
     group, tiles, blocks = n // heads, -(-s // LANES), -(-c // CHUNK) * CHUNK
@@ -35,7 +36,7 @@ def select_blocks(q, k, lse, visible, own, *, rule, scale, interpret):
     places = rows(jnp.concatenate([visible, own[..., None]], axis=2), -1)
     norms = rows(lse, 0).reshape(b, heads, group, -1)
     run = compat.mosaic_call(
-        functools.partial(_choose, group=group, rule=rule, scale=scale),
+        functools.partial(_choose, group=group, rule=rule, scale=config.scale),
         grid=(b, heads, tiles),
         in_specs=[
             pl.BlockSpec(
@@ -52,13 +53,13 @@ def select_blocks(q, k, lse, visible, own, *, rule, scale, interpret):
         out_shape=jax.ShapeDtypeStruct((b, heads, blocks // WORD, tiles * LANES), jnp.int32),
         scratch_shapes=[pltpu.VMEM((blocks, LANES), jnp.int32)],
         dimension_semantics=("parallel", "parallel", "arbitrary"),
-        vmem_limit_bytes=tpu_sizes.pick(compat.device_kind()).vmem,
-        interpret=interpret,
+        vmem_limit_bytes=block_sizes.pick(compat.device_kind()).vmem,
+        interpret=config.interpret,
         name="select_blocks",
     )
     bits = run(_reach(places), places, norms, flat(q, tiles * LANES), flat(k, blocks))
     bits = jax.lax.bitcast_convert_type(bits, jnp.uint32).transpose(0, 3, 1, 2)
-    return BlockSet(bits[:, :s, :, : -(-c // WORD)], rule.block, most=rule.top)
+    return BlockSet(bits[:, :s, :, : -(-c // WORD)], rule.block, most=rule.top_k)
 
 
 def _reach(places):
@@ -87,12 +88,12 @@ def _choose(*refs, group, rule, scale):
         score = jnp.where((first <= block) & (block < after), score, 0.0)
         # As integers, floats that are not negative keep their order.
         value = jax.lax.bitcast_convert_type(score, jnp.int32)
-        forced = (block < first + rule.first) | (block > own - rule.local)
+        forced = (block < first + rule.num_init_blocks) | (block > own - rule.num_local_blocks)
         value = jnp.where(forced, FORCED, value)
         ranks[here, :] = jnp.where((first <= block) & (block <= own), value, -1)
 
     fold(rank, None)
-    least, end = _threshold(fold, ranks, rule.top)
+    least, end = _threshold(fold, ranks, rule.top_k)
     bits[...] = jnp.zeros(bits.shape, jnp.int32)
 
     def pack(_, here, block):

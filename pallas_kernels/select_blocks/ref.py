@@ -1,10 +1,10 @@
-"""Oracle of `select_blocks`."""
+"""Reference of `select_blocks`."""
 
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.blocks import BlockSet, pack
-from pallas_kernels.oracle import EXACT
+from pallas_kernels.block_sparse.block_set import BlockSet, pack
+from pallas_kernels.reference import EXACT
 
 
 def select_blocks(q, k, lse, visible, own, *, rule, scale):
@@ -21,9 +21,11 @@ def select_blocks(q, k, lse, visible, own, *, rule, scale):
     scores = jnp.exp(logits - floor).sum(3)  # [b s k c]
 
     candidate = (first <= j) & (j <= own[..., None])
-    forced = candidate & ((j < first + rule.first) | (j > own[..., None] - rule.local))
+    forced = candidate & (
+        (j < first + rule.num_init_blocks) | (j > own[..., None] - rule.num_local_blocks)
+    )
     scores = jnp.where(forced[:, :, None], jnp.inf, scores)
     scores = jnp.where(candidate[:, :, None], scores, -1.0)
-    best, index = jax.lax.top_k(scores, min(rule.top, c))
+    best, index = jax.lax.top_k(scores, min(rule.top_k, c))
     chosen = (jax.nn.one_hot(index, c) * (best >= 0)[..., None]).sum(-2) > 0
     return BlockSet(pack(chosen), rule.block)

@@ -2,11 +2,11 @@
 
 import jax
 
-from pallas_kernels import dispatch, limits
-from pallas_kernels.blocks import WORD, BlockSet
-from pallas_kernels.selected_attention import mosaic_tpu, ref, triton, xla
-
-_IMPLEMENTATIONS = {"reference": ref, "xla": xla, "triton": triton, "mosaic_tpu": mosaic_tpu}
+from pallas_kernels import dispatch
+from pallas_kernels.block_sizes.supported import Call
+from pallas_kernels.block_sparse.block_set import WORD, BlockSet, ChosenKeys
+from pallas_kernels.flash_attention.params import KernelConfig
+from pallas_kernels.selected_attention import ref
 
 
 def selected_attention(
@@ -17,7 +17,7 @@ def selected_attention(
     pos: jax.Array,
     *,
     scale: float,
-    implementation: dispatch.Implementation | None = None,
+    implementation: str | None = None,
     interpret: bool = False,
 ) -> jax.Array:
     """Softmax attention of each query over its own set of key blocks, causal by token.
@@ -51,12 +51,9 @@ def selected_attention(
             f"bits has {sizes['words']} words of {WORD} blocks of {blocks.block}, too few for "
             f"{sizes['t']} keys"
         )
-    name = dispatch.resolve(
-        implementation,
-        _IMPLEMENTATIONS,
-        interpret=interpret,
-        misfits=limits.selected_misfits(q, k, v, blocks.block),
-    )
-    run = _IMPLEMENTATIONS[name].selected_attention
-    settings = dispatch.settings(name, interpret)
-    return run(q, k, v, blocks, pos, scale=scale, **settings)
+    if implementation == dispatch.REFERENCE:
+        return ref.selected_attention(q, k, v, blocks, pos, scale=scale)
+    call = Call.of("selected_attention", q, k, v, block=blocks.block, chosen_from=sizes["t"])
+    backend = dispatch.resolve(implementation, call, interpret=interpret)
+    config = KernelConfig(call.op, scale, interpret)
+    return backend.selected.attend(q, k, v, ChosenKeys(blocks, pos), config)[0]

@@ -1,9 +1,9 @@
-"""Oracle of `selected_attention`."""
+"""Reference of `selected_attention`."""
 
 import jax.numpy as jnp
 
-from pallas_kernels.blocks import unpack
-from pallas_kernels.oracle import masked_attention
+from pallas_kernels.block_sparse.block_set import unpack
+from pallas_kernels.reference import masked_attention
 
 
 def selected_attention(q, k, v, blocks, pos, *, scale):

@@ -1,4 +1,4 @@
-"""`selected_attention` on NVIDIA GPUs: a tile of queries walks the union of its queries' blocks.
+"""`selected_attention` on NVIDIA GPUs: a tile of queries visits the union of its queries' blocks.
 
 A query alone would use each of its blocks for the few rows of one group. So a program takes some
 consecutive queries times the heads of a group, fetches every block that any of them chose once, and
@@ -11,85 +11,61 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels import tile_math
 from pallas_kernels.compat import plgpu
-from pallas_kernels.selected_attention import triton_backward, union_tile
+from pallas_kernels.flash_attention import online_softmax
+from pallas_kernels.flash_attention.attention_kernels import AttentionKernels
+from pallas_kernels.selected_attention import triton_bwd, triton_tiles
 
 
-def selected_attention(q, k, v, blocks, pos, *, scale, interpret):
-    """See `api.py`."""
-    return _selected(q, k, v, blocks, pos, scale, interpret)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnames=("scale", "interpret"))
-def _selected(q, k, v, blocks, pos, scale, interpret):
-    return forward(q, k, v, blocks, pos, (), scale=scale, interpret=interpret)[0]
-
-
-def _selected_fwd(q, k, v, blocks, pos, scale, interpret):
-    out, lse = forward(q, k, v, blocks, pos, (), scale=scale, interpret=interpret)
-    return out, (q, k, v, blocks, pos, out, lse)
-
-
-def _selected_bwd(scale, interpret, residuals, dout):
-    grads = triton_backward.backward(residuals, dout, scale=scale, interpret=interpret)
-    return *grads, None, None
-
-
-_selected.defvjp(_selected_fwd, _selected_bwd)
-
-
-def forward(q, k, v, blocks, pos, gated, *, scale, interpret):
-    """The kernel, without a gradient.
+def forward(q, k, v, sees, config, gated=()):
+    """See `AttentionKernels`.
 
     Args:
       q: float[b s n h] queries.
       k: float[b t k h] keys.
       v: float[b t k h] values.
-      blocks: a `BlockSet`.
-      pos: i32[b s] index of the last key a query may see; -1 for none.
+      sees: `ChosenKeys`.
+      config: what is static.
       gated: empty, or gates float[b s n 3] of the branches compressed, selected and window, and the
         outputs float[b s n h] of the compressed and of the window branch. Then the result is the
-        sum of gate x branch, and the selected branch is never written.
-      scale: factor of the logits.
-      interpret: run in the interpreter.
-
-    Returns:
-      out float[b s n h], dtype of `q`; 0 where pos is -1. And lse float32[b s n] of the selected
-      branch.
+        sum of gate x branch, and the selected branch is never written; lse is the selected
+        branch's all the same.
     """
-    run = union_tile.Plan.of("selected_attention", q, k, blocks, pos).kernel(
-        functools.partial(_attend_tile, scale=scale),
+    run = triton_tiles.Launch.of("selected_attention", q, k, sees).kernel(
+        functools.partial(_attend_tile, scale=config.scale),
         "combined_attention_fwd" if gated else "selected_attention_fwd",
         out_shape=(
             jax.ShapeDtypeStruct(q.shape, q.dtype),
             jax.ShapeDtypeStruct(q.shape[:3], jnp.float32),
         ),
-        interpret=interpret,
+        interpret=config.interpret,
     )
     return run(q, k, v, *gated)
 
 
-def _attend_tile(*refs, cut, scale):
+KERNELS = AttentionKernels(forward, triton_bwd.backward)
+
+
+def _attend_tile(*refs, dims, scale):
     """One tile of one KV head."""
     *schedule, q, k, v = refs[:8]
     *gated, out, lse = refs[8:]
-    tile = union_tile.tile_of(schedule, q, k, cut)
-    rows = union_tile.load_rows(q, tile.where, tile.live)
+    tile = triton_tiles.tile_of(schedule, q, k, dims)
+    rows = triton_tiles.load_rows(q, tile.where, tile.live)
 
     def step(state, keys, values, see):
-        logits = tile_math.product(rows, keys, 1, 1) * (scale * tile_math.LOG2E)
-        return tile_math.add_keys(state, jnp.where(see, logits, -jnp.inf), values)
+        logits = online_softmax.product(rows, keys, 1, 1) * (scale * online_softmax.LOG2E)
+        return online_softmax.add_keys(state, jnp.where(see, logits, -jnp.inf), values)
 
-    m = rows.shape[0]
-    state = jnp.full(m, -jnp.inf), jnp.zeros(m), jnp.zeros(rows.shape)
-    top, total, acc = union_tile.walk(schedule, tile, k, v, cut, step, state)
-    safe = jnp.where(total == 0, 1.0, total)
-    acc = acc / safe[:, None]
+    count = rows.shape[0]
+    state = jnp.full(count, -jnp.inf), jnp.zeros(count), jnp.zeros(rows.shape)
+    m, l, o = triton_tiles.kv_loop(schedule, tile, k, v, dims, step, state)
+    safe = jnp.where(l == 0, 1.0, l)
+    o = o / safe[:, None]
     if gated:
-        acc = _combine(acc, *gated, tile)
-    plgpu.store(union_tile.rows_of(out, tile.where), acc.astype(out.dtype), mask=tile.real[:, None])
-    value = jnp.where(total == 0, -jnp.inf, (top + jnp.log2(safe)) / tile_math.LOG2E)
+        o = _combine(o, *gated, tile)
+    plgpu.store(triton_tiles.rows_of(out, tile.where), o.astype(out.dtype), mask=tile.real[:, None])
+    value = jnp.where(l == 0, -jnp.inf, (m + jnp.log2(safe)) / online_softmax.LOG2E)
     plgpu.store(lse.at[tile.where], value, mask=tile.real)
 
 
@@ -97,7 +73,7 @@ def _combine(selected, gates, compressed, window, tile):
     """Sum of gate x branch for rows f32[m h]; 0 where not live."""
     gate = [plgpu.load(gates.at[(*tile.where, i)], mask=tile.live, other=0) for i in range(3)]
     others = (
-        union_tile.load_rows(x, tile.where, tile.live).astype(jnp.float32)
+        triton_tiles.load_rows(x, tile.where, tile.live).astype(jnp.float32)
         for x in (compressed, window)
     )
     terms = zip(gate, (next(others), selected, next(others)), strict=True)

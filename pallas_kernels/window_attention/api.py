@@ -2,10 +2,11 @@
 
 import jax
 
-from pallas_kernels import dispatch, limits
-from pallas_kernels.window_attention import mosaic_tpu, ref, triton, xla
-
-_IMPLEMENTATIONS = {"reference": ref, "xla": xla, "triton": triton, "mosaic_tpu": mosaic_tpu}
+from pallas_kernels import dispatch
+from pallas_kernels.block_sizes.supported import Call
+from pallas_kernels.flash_attention.mask import KeyRangeMask
+from pallas_kernels.flash_attention.params import KernelConfig
+from pallas_kernels.window_attention import ref
 
 
 def window_attention(
@@ -17,7 +18,7 @@ def window_attention(
     *,
     window: int,
     scale: float,
-    implementation: dispatch.Implementation | None = None,
+    implementation: str | None = None,
     interpret: bool = False,
 ) -> jax.Array:
     """Softmax attention of each query over the keys max(start, pos - window + 1) .. pos.
@@ -47,12 +48,9 @@ def window_attention(
         start=(start, "b s"),
         pos=(pos, "b s"),
     )
-    name = dispatch.resolve(
-        implementation,
-        _IMPLEMENTATIONS,
-        interpret=interpret,
-        misfits=limits.attention_misfits(q, k, v),
-    )
-    run = _IMPLEMENTATIONS[name].window_attention
-    settings = dispatch.settings(name, interpret)
-    return run(q, k, v, start, pos, window=window, scale=scale, **settings)
+    if implementation == dispatch.REFERENCE:
+        return ref.window_attention(q, k, v, start, pos, window=window, scale=scale)
+    call = Call.of("window_attention", q, k, v)
+    backend = dispatch.resolve(implementation, call, interpret=interpret)
+    config = KernelConfig(call.op, scale, interpret, max_distance=window)
+    return backend.flash.attend(q, k, v, KeyRangeMask.of_window(start, pos, window), config)[0]

@@ -1,8 +1,8 @@
-"""Oracle of `window_attention`."""
+"""Reference of `window_attention`."""
 
 import jax.numpy as jnp
 
-from pallas_kernels.oracle import masked_attention
+from pallas_kernels.reference import masked_attention
 
 
 def window_attention(q, k, v, start, pos, *, window, scale):

@@ -17,11 +17,11 @@ TOO_LARGE = """
 import sys
 from unittest import mock
 from benchmarks import compile_check
-from pallas_kernels import tiles
+from pallas_kernels import block_sizes
 
 key = "window_attention", 2, 128
-large = tiles.TileParams(128, 128, num_warps=4, num_stages=2)
-with mock.patch.dict(tiles.DEFAULTS, {key: large}):
+large = block_sizes.triton.TuningConfig(128, 128, num_warps=4, num_stages=2)
+with mock.patch.dict(block_sizes.triton.DEFAULTS, {key: large}):
     sys.exit(compile_check.main())
 """
 

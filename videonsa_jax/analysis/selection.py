@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
-from pallas_kernels.blocks import unpack
 from videonsa_jax.analysis import frames, inputs, report, trace
 from videonsa_jax.analysis.attended import pair_counts, selected_pairs
 from videonsa_jax.data.errors import BadSample
@@ -80,7 +79,7 @@ def _members(evaluator: Evaluator, sample: Sample) -> np.ndarray:
     blocks = -(-tokens // evaluator.model.cfg.nsa.block_size)
     return np.stack(
         [
-            np.asarray(unpack(decisions.blocks.bits[0, :tokens], blocks))
+            np.asarray(decisions.blocks.members(blocks)[0, :tokens])
             for decisions in trace.layers(evaluator.model, batch)
         ]
     )

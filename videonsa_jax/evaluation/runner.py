@@ -274,7 +274,7 @@ def _frames(visual: Visual) -> dict[str, Any]:
 
 def _row_shards(rules: Rules) -> int:
     """Into how many parts rows are split under the mesh of `jax.set_mesh`."""
-    axis = rules.devices("batch")
+    axis = rules.mesh_axis("batch")
     return 1 if axis is None else axis.size
 
 

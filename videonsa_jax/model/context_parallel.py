@@ -6,7 +6,15 @@ from typing import Literal
 
 import jax
 
-from pallas_kernels import DeviceAxis, ShardBranches, combine, nsa_shard_branches, sharded
+from pallas_kernels import (
+    DenseReader,
+    MeshAxis,
+    SelectedReader,
+    ShardBranches,
+    combine,
+    nsa_shard_branches,
+    sharded_attention,
+)
 from videonsa_jax.config.schema import ModelConfig
 from videonsa_jax.model.attention import AttentionMetadata, Streams, dense_over
 from videonsa_jax.model.nsa import sparse_spec
@@ -16,7 +24,7 @@ from videonsa_jax.model.nsa import sparse_spec
 class Shards:
     """The devices that split the streams, how keys reach them, and how attention is computed."""
 
-    axis: DeviceAxis
+    axis: MeshAxis
     mode: Literal["gather", "ring"]  # see `ComputeConfig.cp_mode`
     implementation: str | None  # see `pallas_kernels`
 
@@ -48,8 +56,13 @@ def attend(
       f[b . n h].
     """
     implementation = shards.implementation
-    settings = sharded.Settings(shards.axis, queries.text.shape[-1] ** -0.5, implementation)
-    over_all = functools.partial(sharded.attend, settings=settings, mode=shards.mode)
+    over_all = functools.partial(
+        sharded_attention,
+        axis=shards.axis,
+        scale=queries.text.shape[-1] ** -0.5,
+        mode=shards.mode,
+        implementation=implementation,
+    )
     sparse = None
     if gates is not None:
         sparse = nsa_shard_branches(
@@ -75,8 +88,8 @@ def attend(
     return Streams(vision, text)
 
 
-def _selected(sparse: ShardBranches) -> sharded.Selected:
-    return sharded.Selected(sparse.blocks, sparse.pos)
+def _selected(sparse: ShardBranches) -> SelectedReader:
+    return SelectedReader(sparse.blocks, sparse.pos)
 
 
 def _readers(sparse: ShardBranches | None, metadata: AttentionMetadata) -> tuple:
@@ -84,7 +97,7 @@ def _readers(sparse: ShardBranches | None, metadata: AttentionMetadata) -> tuple
     slots = metadata.vision_segment.shape[1]
     key_pos = metadata.key_order[:, :slots], metadata.key_order[:, slots:]
     vision, text = (
-        sharded.Dense(start, order, key_pos)
+        DenseReader(start, order, key_pos)
         for start, order in zip(metadata.start, metadata.order, strict=True)
     )
     return (vision if sparse is None else _selected(sparse)), text

@@ -59,7 +59,7 @@ class DecoderLayer(nnx.Module):
         cfg, rules, mode = self.cfg, self.rules, mode_of(self.cfg)
         whole_heads = not mode.splits_heads or rules.act_heads != rules.kv_heads
         # Text alone is decoding.
-        axis = rules.devices("seq") if has_vision and mode.attend_shard else None
+        axis = rules.mesh_axis("seq") if has_vision and mode.attend_shard else None
         seq = _split(has_cache=has_cache) if axis else Streams(None, None)
         heads = (None, None) if whole_heads else ("act_heads", "kv_heads")
         queries, keys = (Streams(*(("batch", x, head) for x in seq)) for head in heads)

@@ -102,7 +102,7 @@ class VisionTower(nnx.Module):
 
     def _mix(self, frame_patches: int):
         """Attention of a layer, each device on its own rows, heads and patches."""
-        cfg, axis = self.cfg, self.rules.devices("seq")
+        cfg, axis = self.cfg, self.rules.mesh_axis("seq")
         attention = functools.partial(
             interval_attention, implementation=self.compute.implementation
         )
@@ -120,7 +120,9 @@ class VisionTower(nnx.Module):
             # The first and the last frame of a part may begin or end on another device.
             reach, count = frame_patches - 1, queries.shape[1]
             first = axis.index() * count - reach
-            keys, values = (axis.extend(x, before=reach, after=reach) for x in (keys, values))
+            keys, values = (
+                axis.halo_exchange(x, before=reach, after=reach) for x in (keys, values)
+            )
             windows, frames = (jnp.maximum(x - first, 0) for x in (windows, frames))
             # Where keys are of other devices, queries see nothing.
             windows, frames, queries = (_framed(x, reach) for x in (windows, frames, queries))
@@ -134,13 +136,13 @@ class VisionTower(nnx.Module):
 
     def _in_sequence(self, merged: jax.Array, batch: Batch) -> jax.Array:
         """Merged tokens f[b r d] from window order to sequence order, the same within a frame."""
-        axis = self.rules.devices("seq")
+        axis = self.rules.mesh_axis("seq")
         reach = -(-batch.frame_patches // self.cfg.merge_size**2) - 1
 
         def take(merged, slot):
             if axis is not None:
                 slot = slot - axis.index() * slot.shape[1] + reach
-                merged = axis.extend(merged, before=reach, after=reach)
+                merged = axis.halo_exchange(merged, before=reach, after=reach)
             return jnp.take_along_axis(merged, slot[..., None], axis=1)
 
         tokens = "batch", "seq"

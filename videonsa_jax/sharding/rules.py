@@ -13,7 +13,7 @@ from typing import Any
 import jax
 from jax.sharding import PartitionSpec
 
-from pallas_kernels import DeviceAxis
+from pallas_kernels import MeshAxis
 from videonsa_jax.sharding.mesh_config import MeshConfig
 
 MESH_AXES = tuple(field.name for field in dataclasses.fields(MeshConfig))
@@ -74,13 +74,13 @@ class Rules:
         """The mesh axes that split a logical axis."""
         return _names(getattr(self, axis))
 
-    def devices(self, axis: str) -> DeviceAxis | None:
+    def mesh_axis(self, axis: str) -> MeshAxis | None:
         """Those that split a logical axis under the mesh of `jax.set_mesh`; None if it is whole."""
         mesh, names = jax.sharding.get_abstract_mesh(), self.names(axis)
         if mesh.empty:
             return None
         size = math.prod(mesh.shape[name] for name in names)
-        return DeviceAxis(names, size) if size > 1 else None
+        return MeshAxis(names, size) if size > 1 else None
 
     def constrain(self, x: jax.Array, *axes: str | None) -> jax.Array:
         """Pins an activation's sharding under the mesh of `jax.set_mesh`; a no-op without one."""

@@ -26,7 +26,7 @@ def next_token_loss(
       weight: f32[] sum of weights.
       metrics: "correct", f32[]: sum of weights where the target is the likeliest token.
     """
-    axis = model.rules.devices("seq")
+    axis = model.rules.mesh_axis("seq")
     parts = 1 if axis is None else axis.size  # of a row, on as many devices; a chunk takes of all
     tokens = hidden.shape[1] // parts
     chunk = min(tokens, max(CHUNK_TOKENS // parts, 1))

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from pallas_kernels import NSASpec, nsa_blocks
-from pallas_kernels.blocks import unpack
 from videonsa_jax.analysis import attended
 from videonsa_jax.config.schema import NSAConfig
 
@@ -49,6 +48,6 @@ def test_closed_form_equals_the_selection_of_the_attention():
     rng = np.random.default_rng(0)
     q, k = (rng.standard_normal((1, tokens, n, 8), np.float32) for n in (4, 2))
     blocks = nsa_blocks(q, k, spec=NSASpec(4, 3, 6), implementation="reference")
-    members = np.asarray(unpack(blocks.bits[0], -(-tokens // 4)))
+    members = np.asarray(blocks.members(-(-tokens // 4)))[0]
     expected = attended.pair_counts(tokens, NSAConfig(4, 3, 6)).selected
     assert attended.selected_pairs(members, 4) == expected

@@ -71,7 +71,9 @@ def choose(
     scale = q.shape[-1] ** -0.5
     if cfg.released.network_topk:
         return _by_network(q, mean_k, lse, own, scale, cfg)
-    rule = SelectRule(cfg.nsa.block_count, first=0, local=1, block=cfg.nsa.block_size)
+    rule = SelectRule(
+        cfg.nsa.block_count, num_init_blocks=0, num_local_blocks=1, block=cfg.nsa.block_size
+    )
     past = jnp.stack([jnp.zeros_like(own), own], axis=-1)
     return select_blocks(
         q, mean_k, lse, past, own, rule=rule, scale=scale, implementation=implementation

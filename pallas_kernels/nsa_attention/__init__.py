@@ -1,0 +1,1 @@
+"""nsa_attention: api.py (contract), ref.py (the references), triton.py (one operation on GPUs)."""
