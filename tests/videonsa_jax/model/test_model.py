@@ -123,10 +123,13 @@ def test_text_alone_needs_no_vision_slots(setup):
     _close(_logits(model, without)[0, :6], _logits(model, with_slots)[0, :6])
 
 
-def test_recomputation_changes_no_gradient():
-    cfg = small_models.config()
+@pytest.mark.parametrize(
+    ("attention", "prompt"), [("dense", [6]), ("paper", [3, CLIP, 4])]
+)
+def test_recomputation_changes_no_gradient(attention, prompt):
+    cfg = small_models.config(attention=attention)
     params = small_models.random_params(cfg, seed=3)
-    arrays = small_models.inputs([[6]], cfg, padding="right", seed=4)  # text: the rest is the same
+    arrays = small_models.inputs([prompt], cfg, padding="right", seed=4)
     batch = small_models.batch([small_models.samples(arrays, cfg)], cfg)
 
     def gradient(remat):
@@ -147,8 +150,9 @@ def test_recomputation_changes_no_gradient():
             np.testing.assert_allclose(got, leaf, rtol=1e-4, atol=1e-5, err_msg=name)
 
 
-def test_bfloat16_is_close_to_float32():
-    cfg = small_models.config(attention="dense")
+@pytest.mark.parametrize("attention", ["dense", "paper"])
+def test_bfloat16_is_close_to_float32(attention):
+    cfg = small_models.config(attention=attention)
     params = small_models.random_params(cfg, seed=3)
     arrays = small_models.inputs(PROMPTS, cfg, padding="right", seed=4)
     batch = small_models.batch([small_models.samples(arrays, cfg)], cfg)
