@@ -16,7 +16,7 @@ import jax
 from absl import app, flags, logging
 
 from videonsa_jax import checkpoint_steps, parse
-from videonsa_jax.errors import UserError
+from videonsa_jax.errors import UserError, file_errors
 from videonsa_jax.evaluation import setup
 from videonsa_jax.evaluation.runner import evaluate
 from videonsa_jax.parse import RunConfig
@@ -67,9 +67,9 @@ def run(
     Raises:
       UserError: what the user can mend.
     """
-    questions = {task: setup.load_questions(cfg, task, limit) for task in tasks}
     mesh = meshes.make_mesh(cfg.mesh, devices)
-    with jax.set_mesh(mesh):
+    with file_errors(out, lambda: "the same command goes on"), jax.set_mesh(mesh):
+        questions = {task: setup.load_questions(cfg, task, limit) for task in tasks}
         examiner = setup.open_examiner(cfg, checkpoint, mesh, blind=blind)
         return [evaluate(examiner, questions[task], task=task, out=out) for task in tasks]
 

@@ -28,7 +28,7 @@ from videonsa_jax import (
 )
 from videonsa_jax import state as state_lib
 from videonsa_jax.data import pipeline
-from videonsa_jax.errors import UserError
+from videonsa_jax.errors import UserError, file_errors
 from videonsa_jax.optimizer import Optimizer, is_adapter
 from videonsa_jax.parse import RunConfig
 from videonsa_jax.preemption import Preempted
@@ -150,7 +150,7 @@ def run(
     mesh = meshes.make_mesh(cfg.mesh, devices)
     with (
         workdir_lock.held(workdir),
-        _file_errors(workdir),
+        file_errors(workdir, lambda: checkpoint_steps.remaining(workdir / checkpoint.FOLDER)),
         jax.set_mesh(mesh),
         checkpoint.Checkpointer(workdir, cfg) as checkpoints,
         contextlib.closing(data or _open_data(cfg, workdir, mesh)) as data,
@@ -186,18 +186,6 @@ def run(
                 if stop:
                     raise Preempted(f"asked to stop; step {step} of {last} is saved in {workdir}")
     return state
-
-
-@contextlib.contextmanager
-def _file_errors(workdir: pathlib.Path) -> Iterator[None]:
-    """A full disk, a vanished mount: one line, with the step that is left."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno is None:  # not of the operating system
-            raise
-        left = checkpoint_steps.remaining(workdir / checkpoint.FOLDER)
-        raise UserError(f"{checkpoint_steps.describe(error, workdir)}; {left}") from error
 
 
 def _open_data(cfg: RunConfig, workdir: pathlib.Path, mesh: Mesh) -> DataIterator:

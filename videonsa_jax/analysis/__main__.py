@@ -8,7 +8,7 @@ from absl import logging
 
 from videonsa_jax import checkpoint_steps, parse
 from videonsa_jax.analysis import attended, gates, loss, selection
-from videonsa_jax.errors import UserError
+from videonsa_jax.errors import UserError, file_errors
 
 VERBS = {"loss": loss, "gates": gates, "selection": selection, "attended": attended}
 
@@ -26,7 +26,8 @@ def main(argv: Sequence[str]) -> None:
     checkpoint_steps.quiet()
     args = parser.parse_args(parse.override_flags(argv))
     try:
-        VERBS[args.verb].main(args)
+        with file_errors(args.out, lambda: "the same command starts over"):
+            VERBS[args.verb].main(args)
     except UserError as error:
         sys.exit(f"{parser.prog} {args.verb}: {error}")
 

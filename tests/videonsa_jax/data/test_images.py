@@ -117,6 +117,12 @@ def test_sixteen_bits_are_scaled(form):
     np.testing.assert_allclose(image[..., 0], values / 257, atol=1)
 
 
+def test_one_grey_of_sixteen_bits_may_be_transparent():
+    picture = Image.fromarray(np.array([[0, 32768], [32769, 65535]], np.uint16))
+    image = read_image("a", save(picture, "PNG", transparency=32768))
+    assert image[..., 0].tolist() == [[0, 255], [128, 255]]
+
+
 @pytest.mark.parametrize("form", ["JPEG", "TIFF"])
 def test_cmyk_is_converted(form):
     """Pillow writes JPEG's CMYK inverted, as Adobe does."""

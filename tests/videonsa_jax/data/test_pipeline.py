@@ -229,8 +229,12 @@ def test_sample_that_fails_to_decode_leaves_its_row_empty(make, tokenizer):
         ({"video": "0.mp4"}, 'has neither "conversations" nor "messages"'),
         ({**record("0.mp4"), "video": ["0.png", "1.png"]}, "0.png: no such file"),
         ({"video": "0.mp4", "conversations": record("")["conversations"][:1]}, "nothing to learn"),
+        (
+            {"conversations": [{"from": "gpt", "value": "a", "loss": False}]},
+            'no assistant turn bears loss ("loss": false)',
+        ),
     ],
-    ids=["missing", "too_long", "no_turns", "missing_frame", "no_answer"],
+    ids=["missing", "too_long", "no_turns", "missing_frame", "no_answer", "no_loss"],
 )
 def test_too_many_bad_samples_stop_the_run_in_one_line(make, tmp_path, wrong, reason):
     records = [record(f"{i}.mp4") for i in range(9)] + [wrong] * 3
