@@ -26,7 +26,7 @@ def main(argv: Sequence[str]) -> None:
     checkpoint_steps.quiet()
     args = parser.parse_args(parse.override_flags(argv))
     try:
-        with file_errors(args.out, lambda: "the same command starts over"):
+        with file_errors(args.out, lambda: "once mended, the same command starts over"):
             VERBS[args.verb].main(args)
     except UserError as error:
         sys.exit(f"{parser.prog} {args.verb}: {error}")

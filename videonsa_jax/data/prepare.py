@@ -27,7 +27,7 @@ def main(argv: Sequence[str]) -> None:
     args = flags.FLAGS
     try:
         cfg = parse.parse(parse.load_config(args.config), args.override)
-        with file_errors(args.out, lambda: "the same command starts over"):
+        with file_errors(args.out, lambda: "once mended, the same command starts over"):
             counts = tfds_builder.prepare(
                 pipeline.open_source(cfg.data),
                 cfg.data,
