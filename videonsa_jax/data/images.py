@@ -7,7 +7,7 @@ import pathlib
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from videonsa_jax.data.errors import BadSample, check_is_file
 from videonsa_jax.data.sampling import FRAME_FACTOR, Frames, Transform, frames_from_arrays
@@ -74,6 +74,10 @@ def _opened(path: str | pathlib.Path, data: bytes | None) -> Iterator[Image.Imag
     try:
         with Image.open(path if data is None else io.BytesIO(data)) as image:
             yield image
+    except UnidentifiedImageError as error:  # its text holds an address, unlike from run to run
+        raise BadSample(
+            str(path), "not a readable image: of no format that Pillow knows"
+        ) from error
     except (OSError, SyntaxError) as error:  # what Pillow means to raise for broken files
         raise BadSample(str(path), f"not a readable image: {error}") from error
     except Exception as error:  # DecompressionBombError, and whatever a broken file sets off

@@ -148,6 +148,13 @@ def test_a_picture_of_too_many_pixels_is_bad(monkeypatch):
             read("big.png", data)
 
 
+def test_what_is_no_picture_is_bad_in_the_same_words_each_time(tmp_path):
+    (tmp_path / "a.png").write_bytes(b"no picture")
+    for data in (None, b"no picture"):
+        with pytest.raises(BadSample, match=r"image: of no format that Pillow knows$"):
+            read_image(tmp_path / "a.png", data)
+
+
 def test_pixels_of_no_known_range_are_bad():
     with pytest.raises(BadSample, match="floating-point"):
         read_image("a.tif", save(Image.new("F", (4, 4), 0.5), "TIFF"))
