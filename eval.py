@@ -17,7 +17,7 @@ from absl import app, flags, logging
 
 from videonsa_jax.config import parse
 from videonsa_jax.config.run import RunConfig
-from videonsa_jax.errors import UserError
+from videonsa_jax.errors import UserError, file_errors
 from videonsa_jax.evaluation import setup
 from videonsa_jax.evaluation.runner import evaluate
 from videonsa_jax.sharding import mesh as meshes
@@ -68,9 +68,9 @@ def run(
     Raises:
       UserError: what the user can mend.
     """
-    questions = {task: setup.load_questions(cfg, task, limit) for task in tasks}
     mesh = meshes.make_mesh(cfg.mesh, devices)
-    with jax.set_mesh(mesh):
+    with file_errors(out, lambda: "once mended, the same command goes on"), jax.set_mesh(mesh):
+        questions = {task: setup.load_questions(cfg, task, limit) for task in tasks}
         evaluator = setup.open_evaluator(cfg, checkpoint, mesh, blind=blind)
         return [evaluate(evaluator, questions[task], task=task, out=out) for task in tasks]
 

@@ -20,7 +20,7 @@ from videonsa_jax.aot import estimate, programs
 from videonsa_jax.config import parse
 from videonsa_jax.config.run import RunConfig
 from videonsa_jax.data import pipeline
-from videonsa_jax.errors import UserError
+from videonsa_jax.errors import UserError, file_errors
 from videonsa_jax.sharding import mesh as meshes
 from videonsa_jax.sharding import shard
 from videonsa_jax.training import (
@@ -151,7 +151,7 @@ def run(
     mesh = meshes.make_mesh(cfg.mesh, devices)
     with (
         workdir_lock.held(workdir),
-        _file_errors(workdir),
+        file_errors(workdir, lambda: checkpoint_steps.remaining(workdir / checkpoint.FOLDER)),
         jax.set_mesh(mesh),
         checkpoint.Checkpointer(workdir, cfg) as checkpoints,
         contextlib.closing(data or _open_data(cfg, workdir, mesh)) as data,
@@ -162,7 +162,7 @@ def run(
         with (
             metrics.TrainLogger(workdir, first, last, active=active) as report,
             profiling.StepProfiler(workdir, cfg.train.profile) as profile,
-            preemption.PreemptionHandler() as preempted_by,
+            preemption.PreemptionHandler() as preemption_handler,
         ):
             size = sum(x.size for x in jax.tree.leaves(state.params))
             where = f"{mesh.size} {jax.default_backend()} device(s)"
@@ -180,25 +180,13 @@ def run(
                 if scalars["consecutive_bad"] >= cfg.train.max_consecutive_nonfinite:
                     raise _too_many_bad(workdir, step, arrays, cfg)
                 report.step(step, scalars, log=step % cfg.train.log_every == 0 or step == last)
-                stop = step < last and preempted_by.reached(step)
+                stop = step < last and preemption_handler.reached(step)
                 if stop or step % cfg.train.save_every == 0 or step == last:
                     with report.timed("checkpoint"):
                         checkpoints.save(step, state, data.get_state())
                 if stop:
                     raise Preempted(f"asked to stop; step {step} of {last} is saved in {workdir}")
     return state
-
-
-@contextlib.contextmanager
-def _file_errors(workdir: pathlib.Path) -> Iterator[None]:
-    """A full disk, a vanished mount: one line, with the step that is left."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno is None:  # not of the operating system
-            raise
-        left = checkpoint_steps.remaining(workdir / checkpoint.FOLDER)
-        raise UserError(f"{checkpoint_steps.describe(error, workdir)}; {left}") from error
 
 
 def _open_data(cfg: RunConfig, workdir: pathlib.Path, mesh: Mesh) -> DataIterator:

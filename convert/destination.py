@@ -1,18 +1,16 @@
 """A folder that is either complete or visibly not."""
 
 import contextlib
-import errno
 import fcntl
 import os
 import pathlib
 import shutil
 from collections.abc import Iterator
 
-from videonsa_jax.errors import UserError
+from videonsa_jax.errors import UserError, describe_file_error
 
 SUFFIX = ".incomplete"
 MARKER = ".incomplete"  # a file in the unfinished folder, locked by the process that fills it
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
 
 @contextlib.contextmanager
@@ -35,7 +33,8 @@ def new_folder(path: str | os.PathLike) -> Iterator[pathlib.Path]:
         (work / MARKER).unlink()
         work.rename(path)
     except OSError as error:
-        raise UserError(f"{_describe(error, work)}; running again starts over") from error
+        what = describe_file_error(error, work)
+        raise UserError(f"{what}; {work} is incomplete; running again starts over") from error
 
 
 @contextlib.contextmanager
@@ -60,10 +59,3 @@ def _locked(work: pathlib.Path) -> Iterator[None]:
         except BlockingIOError as error:
             raise UserError(f"another process is writing {work}; wait for it") from error
         yield
-
-
-def _describe(error: OSError, work: pathlib.Path) -> str:
-    what = f"{error.filename or work}: {error.strerror or error}"
-    if error.errno in _NO_ROOM:
-        what += f" ({shutil.disk_usage(work.parent).free:,} bytes are free)"
-    return f"{what}; {work} is incomplete"

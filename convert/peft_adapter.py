@@ -154,8 +154,8 @@ def _base_folder(
         return pathlib.Path(given)
     if not name or not (pathlib.Path(name) / hf_directory.CONFIG).is_file():
         raise UserError(
-            f"{path} is a LoRA adapter of {name or 'an unnamed model'}, which is no folder here; "
-            "download that model and name its folder with --base=HF_DIR"
+            f"{path} is a LoRA adapter of {name or 'an unnamed model'}, which is no folder of a "
+            "model here; download that model and name its folder with --base=HF_DIR"
         )
     return pathlib.Path(name)
 

@@ -1,6 +1,7 @@
 """The evaluation program, from a folder of weights to a summary."""
 
 import dataclasses
+import errno
 import json
 import os
 import pathlib
@@ -16,6 +17,7 @@ from tests import evaluators
 from videonsa_jax.config.run import RunConfig
 from videonsa_jax.config.schema import ComputeConfig, EvalConfig, OptimConfig, TrainConfig
 from videonsa_jax.errors import UserError
+from videonsa_jax.evaluation import results
 from videonsa_jax.sharding.mesh_config import MeshConfig
 from videonsa_jax.training import checkpoint
 
@@ -86,6 +88,15 @@ def test_checkpoint_of_another_model_is_refused(cfg, folder, tmp_path):
     other = dataclasses.replace(cfg, model=dataclasses.replace(cfg.model, text=text))
     with pytest.raises(UserError, match="is a checkpoint of another model"):
         run(other, folder, tmp_path)
+
+
+def test_a_full_disk_is_one_line(cfg, folder, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(results.ResultFile, "append", full)
+    with pytest.raises(UserError, match=r"No space left on device \(.* the same command goes on$"):
+        run(cfg, folder, tmp_path)
 
 
 def test_task_without_a_file_says_which_field_to_set(cfg, folder, tmp_path):

@@ -8,7 +8,7 @@ from absl import logging
 
 from videonsa_jax.analysis import attended, gates, loss, selection
 from videonsa_jax.config import parse
-from videonsa_jax.errors import UserError
+from videonsa_jax.errors import UserError, file_errors
 from videonsa_jax.training import checkpoint_steps
 
 VERBS = {"loss": loss, "gates": gates, "selection": selection, "attended": attended}
@@ -27,7 +27,8 @@ def main(argv: Sequence[str]) -> None:
     checkpoint_steps.quiet()
     args = parser.parse_args(parse.override_flags(argv))
     try:
-        VERBS[args.verb].main(args)
+        with file_errors(args.out, lambda: "once mended, the same command starts over"):
+            VERBS[args.verb].main(args)
     except UserError as error:
         sys.exit(f"{parser.prog} {args.verb}: {error}")
 

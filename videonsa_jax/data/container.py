@@ -11,7 +11,7 @@ from av.container import InputContainer
 from av.stream import Disposition
 from av.video.stream import VideoStream
 
-from videonsa_jax.data.errors import BadSample
+from videonsa_jax.data.errors import BadSample, check_is_file
 
 # boxes of an MP4 file; others may be bytes that some program appended
 MP4_BOXES = (b"ftyp", b"styp", b"moov", b"moof", b"mdat", b"free", b"skip", b"wide", b"sidx")
@@ -21,8 +21,7 @@ EBML, SEGMENT = 0x1A45DFA3, 0x18538067  # ids of Matroska's two outermost elemen
 @contextlib.contextmanager
 def opened(path: str | pathlib.Path) -> Iterator[tuple[InputContainer, VideoStream]]:
     """(container, its video stream); whatever FFmpeg raises meanwhile becomes a BadSample."""
-    if not os.path.isfile(path):
-        raise BadSample(str(path), "no such file")
+    check_is_file(path)
     try:
         # "file:", since FFmpeg takes what stands before a colon for a protocol
         with av.open(f"file:{path}", metadata_errors="replace") as container:

@@ -1,12 +1,16 @@
 """What is wrong with one sample, as opposed to wrong with the program."""
 
 import contextlib
+import os
+import pathlib
 from collections.abc import Iterator
 from typing import Literal
 
 from videonsa_jax.errors import UserError
 
 Stage = Literal["outline", "read"]  # of a file: a look at its header, or decoding it
+
+LONGEST_REASON = 500  # characters; records and libraries put values of any length into theirs
 
 
 class BadSample(Exception):
@@ -16,11 +20,23 @@ class BadSample(Exception):
         """`lost_in`: where the file hung or killed its decoder; None: it did neither."""
         super().__init__(file, reason, lost_in)
         self.file = file
-        self.reason = " ".join(reason.split())
+        reason = " ".join(reason.split())
+        self.reason = reason if len(reason) <= LONGEST_REASON else reason[:LONGEST_REASON] + "..."
         self.lost_in = lost_in
 
     def __str__(self) -> str:
-        return f"{self.file}: {self.reason}"
+        line = f"{self.file}: {self.reason}"
+        return "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)
+
+
+def check_is_file(path: str | pathlib.Path) -> None:
+    """Raises BadSample: it is missing, empty, or no regular file, which opening might block on."""
+    if not os.path.exists(path):
+        raise BadSample(str(path), "no such file")
+    if not os.path.isfile(path):
+        raise BadSample(str(path), "is no file, but a folder or a device")
+    if not os.path.getsize(path):
+        raise BadSample(str(path), "is an empty file of 0 bytes")
 
 
 @contextlib.contextmanager

@@ -3,14 +3,13 @@
 import contextlib
 import io
 import math
-import os
 import pathlib
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
-from videonsa_jax.data.errors import BadSample
+from videonsa_jax.data.errors import BadSample, check_is_file
 from videonsa_jax.data.sampling import FRAME_FACTOR, Frames, Transform, frames_from_arrays
 
 LIES_ON_ITS_SIDE = (5, 6, 7, 8)  # EXIF orientations that exchange height and width
@@ -70,11 +69,15 @@ def frames_from_images(
 
 @contextlib.contextmanager
 def _opened(path: str | pathlib.Path, data: bytes | None) -> Iterator[Image.Image]:
-    if data is None and not os.path.isfile(path):
-        raise BadSample(str(path), "no such file")
+    if data is None:
+        check_is_file(path)
     try:
         with Image.open(path if data is None else io.BytesIO(data)) as image:
             yield image
+    except UnidentifiedImageError as error:  # its text holds an address, unlike from run to run
+        raise BadSample(
+            str(path), "not a readable image: of no format that Pillow knows"
+        ) from error
     except (OSError, SyntaxError) as error:  # what Pillow means to raise for broken files
         raise BadSample(str(path), f"not a readable image: {error}") from error
     except Exception as error:  # DecompressionBombError, and whatever a broken file sets off
@@ -88,9 +91,10 @@ def _rgb(image: Image.Image) -> Image.Image:
     if image.mode == "F":
         raise OSError("its pixels are floating-point numbers of no known range")
     if image.mode.startswith("I"):  # 16 bits, which convert() would clip, not scale
-        return Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8)).convert(
-            "RGB"
-        )
+        grey = np.asarray(image)
+        eight_bits = (grey >> 8).clip(0, 255).astype(np.uint8)
+        eight_bits[grey == image.info.get("transparency")] = 255  # one grey may be transparent
+        return Image.fromarray(eight_bits).convert("RGB")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")

@@ -115,7 +115,7 @@ class Loader:
                 visuals.append(self._without_patches(reference, outline, conversation.name))
             sample = self._sample(conversation, visuals, generation_prompt=False)
             if not sample.loss_weights.any():
-                raise BadSample(conversation.name, "has no assistant turn, so nothing to learn")
+                raise BadSample(conversation.name, _nothing_to_learn(conversation))
             vision = sum(processor.merged_tokens(visual.grid, self._vision) for visual in visuals)
             return Size(vision, len(sample.tokens) - vision)
 
@@ -158,6 +158,12 @@ class Loader:
             self._vision,
             generation_prompt=generation_prompt,
         )
+
+
+def _nothing_to_learn(conversation: Conversation) -> str:
+    if any(message.role == "assistant" for message in conversation.messages):
+        return 'no assistant turn bears loss ("loss": false), so there is nothing to learn'
+    return "has no assistant turn, so nothing to learn"
 
 
 def _check_tokenizer(data: DataConfig, model: ModelConfig, tokenizer: Tokenizer) -> None:

@@ -11,7 +11,10 @@ import concurrent.futures
 import dataclasses
 import functools
 import json
+import multiprocessing
+import os
 import pathlib
+import threading
 from collections.abc import Callable
 
 import grain
@@ -275,8 +278,20 @@ def _prefetched(batches: grain.IterDataset, workers: int) -> grain.IterDataset:
     if not flags.FLAGS.is_parsed():  # Grain's workers read flags; programs have parsed them
         flags.FLAGS.mark_as_parsed()
     return batches.mp_prefetch(
-        grain.MultiprocessingOptions(workers, per_worker_buffer_size=PREFETCHED)
+        grain.MultiprocessingOptions(workers, per_worker_buffer_size=PREFETCHED),
+        worker_init_fn=end_with_parent,
     )
+
+
+def end_with_parent(*_: int) -> None:
+    """For workers: Grain's own would wait for ever for a parent that was killed."""
+    parent = multiprocessing.parent_process()
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def _stream_settings(data: DataConfig, records: int) -> dict:

@@ -13,7 +13,7 @@ from absl import app, flags, logging
 
 from videonsa_jax.config import parse
 from videonsa_jax.data import pipeline, tfds_builder
-from videonsa_jax.errors import UserError
+from videonsa_jax.errors import UserError, file_errors
 
 flags.DEFINE_string("config", None, "config file, path.py or path.py:variant", required=True)
 flags.DEFINE_multi_string("override", [], "section.field=value; written --config.section.field=")
@@ -27,13 +27,14 @@ def main(argv: Sequence[str]) -> None:
     args = flags.FLAGS
     try:
         cfg = parse.parse(parse.load_config(args.config), args.override)
-        counts = tfds_builder.prepare(
-            pipeline.open_source(cfg.data),
-            cfg.data,
-            cfg.model.vision,
-            args.out,
-            image_format=args.format,
-        )
+        with file_errors(args.out, lambda: "once mended, the same command starts over"):
+            counts = tfds_builder.prepare(
+                pipeline.open_source(cfg.data),
+                cfg.data,
+                cfg.model.vision,
+                args.out,
+                image_format=args.format,
+            )
     except UserError as error:
         sys.exit(f"prepare: {error}")
     logging.info("%s: %s", args.out, ", ".join(f"{n} {name}" for name, n in counts.items()))

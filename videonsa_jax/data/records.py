@@ -122,6 +122,8 @@ def _message(turn: object, is_llava: bool, parts: dict[str, list], name: str) ->
         raise BadSample(name, f'"{key}": {role!r} is not one of {", ".join(ROLES)}')
     role = ROLES[role]
     text = content if isinstance(content, str) else _joined(content, role, parts, name)
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise BadSample(name, f"a {role} turn is no Unicode text: it has half a character")
     for token in PLACEHOLDERS:
         if token in text:
             raise BadSample(

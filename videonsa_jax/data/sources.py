@@ -87,10 +87,10 @@ def begins_array(path: pathlib.Path, head: bytes) -> bool:
     """Whether a file, from its first bytes, is a JSON array rather than JSONL.
 
     Raises:
-      UserError: it is UTF-16 or UTF-32.
+      UserError: it is UTF-16, UTF-32 or no text.
     """
     if b"\0" in head[:4]:
-        raise UserError(f"{path}: is UTF-16 or UTF-32; save it as UTF-8")
+        raise UserError(f"{path}: is UTF-16 or UTF-32, or no text at all; save it as UTF-8")
     return head.removeprefix(codecs.BOM_UTF8).lstrip()[:1] == b"["
 
 

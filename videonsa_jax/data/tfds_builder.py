@@ -1,8 +1,11 @@
 """Prepared datasets: videos sampled, resized and stored once (TFDS, ArrayRecord, no TensorFlow)."""
 
+import contextlib
+import errno
 import io
 import itertools
 import json
+import os
 import pathlib
 from collections.abc import Callable, Iterator
 from typing import Literal
@@ -79,6 +82,7 @@ def prepare(
 
     Raises:
       UserError: `out` holds a prepared dataset already, or too many samples are bad.
+      OSError: the disk is full, or another error of the file system.
     """
     if next(pathlib.Path(out).glob("video_chat/*/dataset_info.json"), None):
         raise UserError(f"{out}: holds a prepared dataset already; choose another folder")
@@ -108,9 +112,21 @@ def prepare(
         if not kept:
             raise UserError(f"none of {len(source)} samples is left to store in {out}")
 
-    with decoders:
+    with decoders, _full_disk(out):
         VideoChat(examples, str(out)).download_and_prepare()
     return {"seen": bad_log.seen, "bad": bad_log.bad, "kept": kept}
+
+
+@contextlib.contextmanager
+def _full_disk(out: str | pathlib.Path) -> Iterator[None]:
+    """ArrayRecord tells of a full disk by a RuntimeError; raises OSError."""
+    full = os.strerror(errno.ENOSPC)
+    try:
+        yield
+    except RuntimeError as error:
+        if full not in str(error):
+            raise
+        raise OSError(errno.ENOSPC, full, str(out)) from error
 
 
 class PreparedSource:

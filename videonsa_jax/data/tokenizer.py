@@ -69,7 +69,7 @@ class Tokenizer:
         try:
             text = path.read_text(encoding="utf-8-sig")
             stored = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(f"{path}: not readable as JSON: {error}") from error
         try:
             backend = tokenizers.Tokenizer.from_str(text)

@@ -5,14 +5,12 @@ there but not what was written is damage, of which the user decides.
 """
 
 import contextlib
-import errno
 import functools
 import json
 import logging
 import os
 import pathlib
 import re
-import shutil
 import sys
 import urllib.parse
 from collections.abc import Iterator
@@ -21,14 +19,13 @@ from typing import Any
 import jax
 import tensorstore as ts
 
-from videonsa_jax.errors import UserError
+from videonsa_jax.errors import UserError, describe_file_error
 
 METADATA = "_CHECKPOINT_METADATA"  # Orbax's, of a step
 JSON_ITEMS = ("config", "data")
 NEEDED = ("params", "config")  # of weights that belong to no run, too
 INDEX = "manifest.ocdbt"  # of an item of arrays: where the parts of each lie
 _NOT_OF_FILES = (UserError, MemoryError, jax.errors.JaxRuntimeError)
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
 
 def numbers(folder: pathlib.Path) -> list[int]:
@@ -165,15 +162,6 @@ def writing(folder: pathlib.Path, step: int) -> Iterator[None]:
         ) from error
 
 
-def describe(error: OSError, folder: pathlib.Path) -> str:
-    """An error of the file system in one line, with the room that is left where that is why."""
-    text = f"{error.filename or folder}: {error.strerror or error}"
-    if error.errno in _NO_ROOM:
-        with contextlib.suppress(OSError):
-            text += f" ({shutil.disk_usage(folder).free:,} bytes are free)"
-    return text
-
-
 def _is_empty(file: pathlib.Path) -> bool:
     return file.is_file() and file.stat().st_size == 0
 
@@ -224,11 +212,11 @@ def _reason(error: BaseException, folder: pathlib.Path) -> str:
     """The file and what is wrong with it; TensorStore says both in a text of many lines."""
     error = error.__cause__ if type(error) is Exception and error.__cause__ else error
     if isinstance(error, OSError) and error.errno is not None:
-        return describe(error, folder)
+        return describe_file_error(error, folder)
     text = _one_line(error)
     if code := re.search(r"os_error_code='(\d+)'", text):
         file = max(re.findall(r'"(/[^"]+)"', text), key=len, default=None)
-        return describe(OSError(int(code[1]), os.strerror(int(code[1])), file), folder)
+        return describe_file_error(OSError(int(code[1]), os.strerror(int(code[1])), file), folder)
     return text if isinstance(error, ValueError) else f"{type(error).__name__}: {text}"
 
 

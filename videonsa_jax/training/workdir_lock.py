@@ -11,8 +11,8 @@ import sys
 from collections.abc import Iterator
 from typing import TextIO
 
-from videonsa_jax.errors import UserError
-from videonsa_jax.training import checkpoint_steps, processes
+from videonsa_jax.errors import UserError, describe_file_error
+from videonsa_jax.training import processes
 
 FILE = "run.lock"  # empty, or the last holder's details
 
@@ -42,7 +42,7 @@ def _take(workdir: pathlib.Path, stack: contextlib.ExitStack) -> None:
         file.write(json.dumps({"host": here, "process": os.getpid(), "since": now}))
         file.flush()
     except OSError as error:
-        raise UserError(checkpoint_steps.describe(error, workdir)) from error
+        raise UserError(describe_file_error(error, workdir)) from error
     stack.callback(file.truncate, 0)
 
 

@@ -117,6 +117,12 @@ def test_sixteen_bits_are_scaled(form):
     np.testing.assert_allclose(image[..., 0], values / 257, atol=1)
 
 
+def test_one_grey_of_sixteen_bits_may_be_transparent():
+    picture = Image.fromarray(np.array([[0, 32768], [32769, 65535]], np.uint16))
+    image = read_image("a", save(picture, "PNG", transparency=32768))
+    assert image[..., 0].tolist() == [[0, 255], [128, 255]]
+
+
 @pytest.mark.parametrize("form", ["JPEG", "TIFF"])
 def test_cmyk_is_converted(form):
     """Pillow writes JPEG's CMYK inverted, as Adobe does."""
@@ -140,6 +146,13 @@ def test_a_picture_of_too_many_pixels_is_bad(monkeypatch):
     for read in (read_image, image_size):
         with pytest.raises(BadSample, match=r"^big.png: .*DecompressionBombError: .*220 pixels"):
             read("big.png", data)
+
+
+def test_what_is_no_picture_is_bad_in_the_same_words_each_time(tmp_path):
+    (tmp_path / "a.png").write_bytes(b"no picture")
+    for data in (None, b"no picture"):
+        with pytest.raises(BadSample, match=r"image: of no format that Pillow knows$"):
+            read_image(tmp_path / "a.png", data)
 
 
 def test_pixels_of_no_known_range_are_bad():

@@ -3,7 +3,11 @@
 import dataclasses
 import itertools
 import json
+import os
 import re
+import select
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -229,8 +233,12 @@ def test_sample_that_fails_to_decode_leaves_its_row_empty(make, tokenizer):
         ({"video": "0.mp4"}, 'has neither "conversations" nor "messages"'),
         ({**record("0.mp4"), "video": ["0.png", "1.png"]}, "0.png: no such file"),
         ({"video": "0.mp4", "conversations": record("")["conversations"][:1]}, "nothing to learn"),
+        (
+            {"conversations": [{"from": "gpt", "value": "a", "loss": False}]},
+            'no assistant turn bears loss ("loss": false)',
+        ),
     ],
-    ids=["missing", "too_long", "no_turns", "missing_frame", "no_answer"],
+    ids=["missing", "too_long", "no_turns", "missing_frame", "no_answer", "no_loss"],
 )
 def test_too_many_bad_samples_stop_the_run_in_one_line(make, tmp_path, wrong, reason):
     records = [record(f"{i}.mp4") for i in range(9)] + [wrong] * 3
@@ -285,6 +293,30 @@ def bad_decoder(monkeypatch, tmp_path):
     """The absolute path of a video named STAGE-FAULT, which misbehaves so."""
     monkeypatch.setattr(pipeline, "JsonSource", bad_decoders.Source)
     return lambda name: str(tmp_path / f"{name}.mp4")
+
+
+def test_workers_end_with_a_killed_run(tmp_path):
+    os.mkfifo(tmp_path / "pid")
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import multiprocessing, os, pathlib, signal\n"
+        "from videonsa_jax.data import pipeline\n"
+        "def work():\n"
+        "    pipeline.end_with_parent(0, 1)\n"
+        f"    pathlib.Path({str(tmp_path / 'pid')!r}).write_text(str(os.getpid()))\n"
+        "    signal.pause()\n"
+        "if __name__ == '__main__':\n"
+        "    multiprocessing.get_context('spawn').Process(target=work).start()\n"
+        "    signal.pause()\n"
+    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    parent = subprocess.Popen([sys.executable, str(program)], env=environment)
+    worker = os.pidfd_open(int((tmp_path / "pid").read_text()))
+    parent.kill()
+    parent.wait()
+    ended, _, _ = select.select([worker], [], [], 60)
+    os.close(worker)
+    assert ended
 
 
 @pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])

@@ -253,6 +253,8 @@ def test_fields_that_change_nothing_are_passed_over(fields):
         (llava(videos=["a.mp4", "b.mp4"]), "1 <image> and 0 <video> tags for 0 images and 2"),
         (llava(conversations=TURNS[1:], video="a"), "0 <image> and 0 <video> tags for 0 images"),
         (swift("<image>" * 3, images=["a.png"]), "3 <image> and 0 <video> tags for 1 images"),
+        (swift("half of \ud83d"), "a user turn is no Unicode text"),
+        (swift("?", "half of \udc00"), "assistant turn is no Unicode text"),
         (llava(video=7), "7 is not the path of an image or video"),
         (llava(video=[]), "has zero frames"),
         (llava(video=["a.png"], fps=0), '"fps": 0 must be a number above 0'),

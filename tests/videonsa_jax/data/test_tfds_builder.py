@@ -104,6 +104,15 @@ def test_bad_and_unwanted_videos_are_left_out(data, model, tmp_path, write_jsonl
     assert json.loads(row) == {"file": f"{path.parent}/none.mp4", "reason": "no such file"}
 
 
+def test_a_full_disk_is_an_error_of_the_file_system(data, model, tmp_path, monkeypatch):
+    def prepare_(_):  # as ArrayRecord and TFDS tell it
+        raise RuntimeError('Failed to finalize writing of split "train": No space left on device')
+
+    monkeypatch.setattr(tfds_builder.VideoChat, "download_and_prepare", prepare_)
+    with pytest.raises(OSError, match=rf"No space left on device: '{tmp_path / 'out'}'"):
+        prepare(data, model, tmp_path / "out")
+
+
 def test_videos_that_hang_crash_or_raise_are_listed_and_not_tried_again(
     data, model, tmp_path, write_jsonl, monkeypatch
 ):

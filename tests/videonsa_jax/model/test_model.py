@@ -123,9 +123,7 @@ def test_text_alone_needs_no_vision_slots(setup):
     _close(_logits(model, without)[0, :6], _logits(model, with_slots)[0, :6])
 
 
-@pytest.mark.parametrize(
-    ("attention", "prompt"), [("dense", [6]), ("paper", [3, CLIP, 4])]
-)
+@pytest.mark.parametrize(("attention", "prompt"), [("dense", [6]), ("paper", [3, CLIP, 4])])
 def test_recomputation_changes_no_gradient(attention, prompt):
     cfg = small_models.config(attention=attention)
     params = small_models.random_params(cfg, seed=3)
