@@ -24,8 +24,14 @@ import ml_dtypes
 import numpy as np
 
 from benchmarks.device import processor_name
-from convert import hf_config, hf_directory, layout, manifest, qwen2_5_vl, to_hf, videonsa
-from convert.safetensors_io import Spec, write_file
+from convert import to_hf
+from convert.hf import directory
+from convert.hf.safetensors import Spec, write_file
+from convert.models import videonsa
+from convert.models.qwen2_5_vl import config as hf_config
+from convert.models.qwen2_5_vl import rows as qwen2_5_vl
+from convert.store import manifest
+from convert.weights import layout
 from videonsa_jax.config.schema import PRESETS, ModelConfig
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -70,7 +76,7 @@ def synthesize(folder: pathlib.Path, cfg: ModelConfig, *, gates: bool) -> dict[s
     folder.mkdir()
     architecture = "videonsa" if gates else "qwen2_5_vl"
     config = hf_config.to_hf(cfg, architecture=architecture, dtype=DTYPE.name)
-    (folder / hf_directory.CONFIG).write_text(json.dumps(config))
+    (folder / directory.CONFIG).write_text(json.dumps(config))
     shards = to_hf.split(specs(cfg, gates=gates), SHARD_BYTES)
     hashes: dict[str, str] = {}
     weight_map = {}
@@ -78,7 +84,7 @@ def synthesize(folder: pathlib.Path, cfg: ModelConfig, *, gates: bool) -> dict[s
         write_file(folder / name, shard, _pieces(shard, hashes), {"format": "pt"})
         weight_map |= {spec.name: name for spec in shard}
     if len(shards) > 1:
-        (folder / hf_directory.INDEX).write_text(json.dumps({"weight_map": weight_map}))
+        (folder / directory.INDEX).write_text(json.dumps({"weight_map": weight_map}))
     return hashes
 
 

@@ -8,21 +8,15 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from convert import (
-    destination,
-    hf_config,
-    layout,
-    manifest,
-    matching,
-    orbax_stream,
-    peft_adapter,
-    tiles,
-)
-from convert.hf_directory import HFDirectory
-from convert.layout import Box, Param
-from convert.manifest import Hashes, Manifest, Record
-from convert.matching import DTYPES, Match
-from convert.orbax_stream import Index, LazyArray
+from convert.hf import peft_adapter
+from convert.hf.directory import HFDirectory
+from convert.models.qwen2_5_vl import config as hf_config
+from convert.store import manifest, orbax_stream, partial_output, tiles
+from convert.store.manifest import Hashes, Manifest, Record
+from convert.store.orbax_stream import Index, LazyArray
+from convert.weights import layout, weight_match
+from convert.weights.layout import Box, Param
+from convert.weights.weight_match import DTYPES, Match
 from videonsa_jax.config.schema import AttentionMode, ModelConfig
 from videonsa_jax.errors import UserError
 from videonsa_jax.progress import Progress
@@ -57,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
     """
     source = peft_adapter.open_hf(args.source, args.base, report=print)
     cfg = hf_config.from_hf(source.config, attention=args.attention)
-    found = matching.match(
+    found = weight_match.match(
         source,
         cfg,
         needs_gates=hf_config.is_videonsa(source.config),
@@ -66,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
         report=print,
     )
     dtypes = {param.row.jax: _dtype(found, param, args.dtype) for param in found.params}
-    with destination.new_folder(args.destination) as folder:
+    with partial_output.new_folder(args.destination) as folder:
         tensors = _write_params(folder, found, cfg, dtypes)
         _carry(source, folder / CARRIED)
         manifest.write(

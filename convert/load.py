@@ -8,9 +8,11 @@ import numpy as np
 from absl import logging
 from flax import traverse_util
 
-from convert import hf_config, hf_directory, matching
-from convert.layout import Param
-from convert.matching import Match
+from convert.hf import directory
+from convert.models.qwen2_5_vl import config as hf_config
+from convert.weights import weight_match
+from convert.weights.layout import Param
+from convert.weights.weight_match import Match
 from videonsa_jax.config.schema import ModelConfig
 from videonsa_jax.errors import UserError
 
@@ -22,7 +24,7 @@ def load_hf(
 
     Args:
       path: folder with config.json and safetensors.
-      cfg: the model, for example `convert.hf_config.from_hf` of the folder's config.
+      cfg: the model, for example `convert.models.qwen2_5_vl.config.from_hf` of the folder's config.
       abstract: nested `jax.ShapeDtypeStruct`s with shardings, of all parameters.
       seed: of the gates, where the folder has none.
 
@@ -32,9 +34,9 @@ def load_hf(
     Raises:
       UserError: the folder's tensors are not those of `cfg`.
     """
-    source = hf_directory.open_hf(path)
+    source = directory.open_hf(path)
     needs_gates = hf_config.is_videonsa(source.config)
-    found = matching.match(source, cfg, needs_gates=needs_gates, seed=seed, report=logging.info)
+    found = weight_match.match(source, cfg, needs_gates=needs_gates, seed=seed, report=logging.info)
     wanted = traverse_util.flatten_dict(abstract, sep="/")
     loaded = {}
     for param in found.params:

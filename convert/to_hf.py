@@ -12,28 +12,21 @@ import shutil
 from collections.abc import Sequence
 from typing import Any
 
-from convert import (
-    adapters,
-    destination,
-    hf_config,
-    hf_directory,
-    layout,
-    manifest,
-    orbax_stream,
-    qwen2_5_vl,
-    safetensors_io,
-    tiles,
-    videonsa,
-)
-from convert.adapters import Adapter
 from convert.from_hf import CARRIED
-from convert.hf_config import Architecture
-from convert.layout import Param
-from convert.manifest import Manifest, Record
-from convert.matching import DTYPES
-from convert.orbax_stream import StoredArray
-from convert.safetensors_io import Spec, Stored
-from convert.table import Row
+from convert.hf import directory
+from convert.hf.safetensors import Spec, Stored, create_file
+from convert.models import videonsa
+from convert.models.qwen2_5_vl import config as hf_config
+from convert.models.qwen2_5_vl import rows as qwen2_5_vl
+from convert.models.qwen2_5_vl.config import Architecture
+from convert.store import manifest, orbax_stream, partial_output, tiles
+from convert.store.manifest import Manifest, Record
+from convert.store.orbax_stream import StoredArray
+from convert.weights import layout, lora_merge
+from convert.weights.layout import Param
+from convert.weights.lora_merge import Adapter
+from convert.weights.table import Row
+from convert.weights.weight_match import DTYPES
 from videonsa_jax.config.schema import ModelConfig
 from videonsa_jax.errors import UserError
 from videonsa_jax.progress import Progress
@@ -97,12 +90,12 @@ def run(args: argparse.Namespace) -> int:
         cfg,
         architecture=architecture,
         dtype=_load_dtype(source.specs),
-        carried=None if carried is None else hf_directory.read_config(carried),
+        carried=None if carried is None else directory.read_config(carried),
     )
-    with destination.new_folder(args.destination) as folder:
+    with partial_output.new_folder(args.destination) as folder:
         files = _create_files(folder, source.specs, limit)
         tensors = _write_tensors(source, files)
-        _write_json(folder / hf_directory.CONFIG, config)
+        _write_json(folder / directory.CONFIG, config)
         if carried is not None:
             _carry(carried, folder)
         gates = "source" if made_by is None else made_by.gates
@@ -127,7 +120,7 @@ def parse_size(text: str) -> int:
 def shard_names(count: int) -> list[str]:
     """The hub's names of a model's files."""
     if count == 1:
-        return [hf_directory.WEIGHTS]
+        return [directory.WEIGHTS]
     return [f"model-{i + 1:05}-of-{count:05}.safetensors" for i in range(count)]
 
 
@@ -145,7 +138,7 @@ def split(specs: Sequence[Spec], limit: int) -> list[list[Spec]]:
 
 def _open_source(folder: str, rows: Sequence[Row], cfg: ModelConfig, policy: str) -> Source:
     step, stored = orbax_stream.stored_params(folder)
-    arrays, merged = adapters.split(stored, cfg.lora)
+    arrays, merged = lora_merge.split(stored, cfg.lora)
     params = layout.params(cfg, videonsa.rows(cfg))
     expected = {param.row.jax: param.shape for param in params}
     found = {path: array.shape for path, array in arrays.items()}
@@ -176,13 +169,13 @@ def _create_files(folder: pathlib.Path, specs: Sequence[Spec], limit: int) -> di
     shards = split(specs, limit)
     stored: dict[str, Stored] = {}
     for name, shard in zip(shard_names(len(shards)), shards, strict=True):
-        stored |= safetensors_io.create_file(folder / name, shard, {"format": "pt"})
+        stored |= create_file(folder / name, shard, {"format": "pt"})
     if len(shards) > 1:
         index = {
             "metadata": {"total_size": sum(spec.nbytes for spec in specs)},
             "weight_map": {name: tensor.file.name for name, tensor in stored.items()},
         }
-        _write_json(folder / hf_directory.INDEX, index)
+        _write_json(folder / directory.INDEX, index)
     return stored
 
 
@@ -243,8 +236,8 @@ def _carried_folder(source: str, given: str | None) -> pathlib.Path | None:
 
 
 def _carry(folder: pathlib.Path, to: pathlib.Path) -> None:
-    for file in hf_directory.carried_files(folder):
-        if file.name != hf_directory.CONFIG:
+    for file in directory.carried_files(folder):
+        if file.name != directory.CONFIG:
             shutil.copyfile(file, to / file.name)
 
 

@@ -9,7 +9,10 @@ import jax
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
-from convert import hf_config, names, qwen2_5_vl, table, videonsa
+from convert.models import videonsa
+from convert.models.qwen2_5_vl import config as hf_config
+from convert.models.qwen2_5_vl import rows as qwen2_5_vl
+from convert.weights import names, table
 from tests import small_models
 from videonsa_jax.config.schema import ModelConfig
 

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 import transformers
 
-from convert import names
+from convert.weights import names
 from tests.small_models import END, IMAGE, PAD, VIDEO
 from videonsa_jax.config.schema import ModelConfig
 

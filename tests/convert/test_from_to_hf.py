@@ -14,7 +14,11 @@ import pytest
 from flax import traverse_util
 from jax.sharding import NamedSharding, PartitionSpec
 
-from convert import from_hf, layout, manifest, orbax_stream, qwen2_5_vl, table, to_hf, videonsa
+from convert import from_hf, to_hf
+from convert.models import videonsa
+from convert.models.qwen2_5_vl import rows as qwen2_5_vl
+from convert.store import manifest, orbax_stream
+from convert.weights import layout, table
 from tests import hf_folder, small_models
 from videonsa_jax.errors import UserError
 from videonsa_jax.sharding.mesh import make_mesh

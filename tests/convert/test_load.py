@@ -7,7 +7,10 @@ import pytest
 from flax import traverse_util
 from jax.sharding import NamedSharding, PartitionSpec
 
-from convert import layout, load, safetensors_io, table, videonsa
+from convert import load
+from convert.hf.safetensors import Stored
+from convert.models import videonsa
+from convert.weights import layout, table
 from tests import hf_folder, small_models
 from videonsa_jax.errors import UserError
 from videonsa_jax.sharding.mesh import make_mesh
@@ -73,7 +76,7 @@ def test_missing_gates_are_those_of_a_conversion(tmp_path):
 def test_only_the_files_maps_are_read(tmp_path, monkeypatch):
     """No tensor is read as a whole into memory."""
     hf_folder.write(tmp_path / "hf", CFG, gates=True)
-    monkeypatch.delattr(safetensors_io.Stored, "read")
+    monkeypatch.delattr(Stored, "read")
     loaded(tmp_path / "hf", CFG, abstract(CFG, -1))
 
 

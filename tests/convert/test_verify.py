@@ -9,7 +9,9 @@ import jax
 import numpy as np
 import pytest
 
-from convert import from_hf, hf_config, orbax_stream, parity, to_hf, verify
+from convert import compare_logits, from_hf, to_hf, verify
+from convert.models.qwen2_5_vl import config as hf_config
+from convert.store import orbax_stream
 from tests import hf_folder, small_models
 from videonsa_jax.training import checkpoint
 
@@ -224,7 +226,7 @@ def test_gates_of_a_run_have_no_place_in_a_stock_folder(plain, tmp_path, capsys)
 
 def test_without_pytorch_it_says_that_logits_were_not_compared(plain, capsys, monkeypatch):
     folder, _ = plain
-    monkeypatch.setattr(parity, "missing_packages", lambda: ["torch"])
+    monkeypatch.setattr(compare_logits, "missing_packages", lambda: ["torch"])
     code, out = _output(capsys, folder / "hf", folder / "checkpoint")
     assert code == 0
     assert "logits: not compared, because torch cannot be imported" in out
@@ -241,7 +243,7 @@ def test_memory_does_not_hold_a_whole_parameter(plain, monkeypatch):
             yield index, block
 
     monkeypatch.setattr(orbax_stream.StoredArray, "read", read)
-    monkeypatch.setattr("convert.layout.BOX_BYTES", 8192)
+    monkeypatch.setattr("convert.weights.layout.BOX_BYTES", 8192)
     assert call(verify, folder / "hf", folder / "checkpoint", "--no-logits") == 0
     assert 4096 <= largest <= 8192
 
@@ -249,17 +251,17 @@ def test_memory_does_not_hold_a_whole_parameter(plain, monkeypatch):
 def test_agreement_measures_differences():
     rng = np.random.default_rng(0)
     theirs = rng.standard_normal((20, 50)).astype(np.float32)
-    same = parity.agreement(theirs, theirs)
+    same = compare_logits.agreement(theirs, theirs)
     assert same.is_close
     assert (same.tokens, same.largest, same.divergence, same.top1) == (20, 0, 0, 1)
     ours = theirs.copy()
     ours[0, theirs[0].argmin()] = theirs[0].max() + 1
-    other = parity.agreement(theirs, ours)
+    other = compare_logits.agreement(theirs, ours)
     assert not other.is_close
     assert other.top1 == 0.95
     assert other.divergence > 0
     ours[0, 0] = np.nan
-    assert not parity.agreement(theirs, ours).is_close
+    assert not compare_logits.agreement(theirs, ours).is_close
 
 
 @pytest.mark.torch

@@ -13,7 +13,8 @@ pytest.importorskip("transformers", reason="parity needs transformers (see the t
 
 import torch
 
-from convert import qwen2_5_vl, table
+from convert.models.qwen2_5_vl import rows as qwen2_5_vl
+from convert.weights import table
 from tests import huggingface, small_models
 from tests.small_models import IMAGE, VIDEO, Vision
 from videonsa_jax.data import hf_inputs

@@ -22,7 +22,7 @@ import tensorstore as ts
 from flax import traverse_util
 from orbax.checkpoint import type_handlers
 
-from convert import layout
+from convert.weights import layout
 from videonsa_jax.config.schema import ModelConfig
 from videonsa_jax.errors import UserError
 from videonsa_jax.training import checkpoint

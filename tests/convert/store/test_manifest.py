@@ -6,9 +6,9 @@ import json
 import numpy as np
 import pytest
 
-from convert import manifest
-from convert.manifest import Hashes, Manifest, Record
-from convert.safetensors_io import Spec, write_file
+from convert.hf.safetensors import Spec, write_file
+from convert.store import manifest
+from convert.store.manifest import Hashes, Manifest, Record
 from videonsa_jax.errors import UserError
 
 VALUE = np.arange(12, dtype=np.float32).reshape(3, 4)

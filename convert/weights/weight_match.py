@@ -9,11 +9,13 @@ from typing import Literal
 import ml_dtypes
 import numpy as np
 
-from convert import layout, qwen2_5_vl, videonsa
-from convert.hf_config import Architecture
-from convert.hf_directory import CONFIG, HFDirectory
-from convert.layout import Param
-from convert.safetensors_io import Spec, Stored
+from convert.hf.directory import CONFIG, HFDirectory
+from convert.hf.safetensors import Spec, Stored
+from convert.models import videonsa
+from convert.models.qwen2_5_vl import rows as qwen2_5_vl
+from convert.models.qwen2_5_vl.config import Architecture
+from convert.weights import layout
+from convert.weights.layout import Param
 from videonsa_jax.config.schema import ModelConfig
 from videonsa_jax.errors import UserError
 from videonsa_jax.model.layers import INIT_STDDEV

@@ -6,7 +6,8 @@ import math
 import numpy as np
 import pytest
 
-from convert import layout, videonsa
+from convert.models import videonsa
+from convert.weights import layout
 from tests import small_models
 from videonsa_jax.config.schema import PRESETS
 

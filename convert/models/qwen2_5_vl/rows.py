@@ -1,6 +1,6 @@
 """The rows of stock Qwen2.5-VL."""
 
-from convert.table import KEEP, LINEAR, Row, linear, patch_conv, vector
+from convert.weights.table import KEEP, LINEAR, Row, linear, patch_conv, vector
 from videonsa_jax.config.schema import ModelConfig, TextConfig, VisionConfig
 
 

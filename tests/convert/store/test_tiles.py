@@ -6,7 +6,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from convert import tiles
+from convert.store import tiles
 
 
 @pytest.mark.parametrize("tile", [1, 3, 128])

@@ -9,12 +9,16 @@ from collections.abc import Iterator, Mapping
 import ml_dtypes
 import numpy as np
 
-from convert import hf_config, layout, manifest, orbax_stream, qwen2_5_vl, tiles, videonsa
-from convert.hf_directory import HFDirectory
-from convert.layout import Param
-from convert.matching import EMBEDDING, HEAD, is_tied_copy
-from convert.orbax_stream import StoredArray
-from convert.safetensors_io import Stored
+from convert.hf.directory import HFDirectory
+from convert.hf.safetensors import Stored
+from convert.models import videonsa
+from convert.models.qwen2_5_vl import config as hf_config
+from convert.models.qwen2_5_vl import rows as qwen2_5_vl
+from convert.store import manifest, orbax_stream, tiles
+from convert.store.orbax_stream import StoredArray
+from convert.weights import layout
+from convert.weights.layout import Param
+from convert.weights.weight_match import EMBEDDING, HEAD, is_tied_copy
 from videonsa_jax.config import parse
 from videonsa_jax.config.schema import ModelConfig
 from videonsa_jax.errors import UserError

@@ -9,9 +9,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from convert.hf_config import Architecture
-from convert.hf_directory import MANIFEST
-from convert.safetensors_io import Stored
+from convert.hf.directory import MANIFEST
+from convert.hf.safetensors import Stored
+from convert.models.qwen2_5_vl.config import Architecture
 from videonsa_jax.errors import UserError
 
 FORMAT = 1

@@ -7,7 +7,7 @@ versions save them; a `text_config` rules over the top level, as it does in tran
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from convert.json_section import Section
+from convert.hf.config import Section
 from videonsa_jax.config.schema import (
     AttentionMode,
     ModelConfig,

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from convert import from_hf, listing, safetensors_io
+from convert import from_hf, inspect
+from convert.hf.safetensors import Stored
 from tests import hf_folder, small_models
 from videonsa_jax.errors import UserError
 from videonsa_jax.sharding.mesh import make_mesh
@@ -26,7 +27,7 @@ def call(verb, *argv) -> None:
 def lines(capsys, path) -> list[list[str]]:
     """The cells of the table, its head left out."""
     capsys.readouterr()
-    call(listing, path)
+    call(inspect, path)
     head, *rows = capsys.readouterr().out.splitlines()
     assert head.split()[:4] == ["name", "shape", "dtype", "bytes"]
     return [[cell.strip() for cell in row.split("  ") if cell] for row in rows]
@@ -34,7 +35,7 @@ def lines(capsys, path) -> list[list[str]]:
 
 def test_a_folder_is_listed_with_its_files(tmp_path, capsys, monkeypatch):
     tensors = hf_folder.write(tmp_path / "hf", CFG, files=2, dtype="bfloat16")
-    monkeypatch.delattr(safetensors_io.Stored, "read")
+    monkeypatch.delattr(Stored, "read")
     *rows, total = lines(capsys, tmp_path / "hf")
     assert {row[0] for row in rows} == tensors.keys()
     files = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
@@ -79,4 +80,4 @@ def test_what_cannot_be_listed_is_named(tmp_path, name, message):
     for file in ("x.bin", "x.txt"):
         (tmp_path / file).touch()
     with pytest.raises(UserError, match=message):
-        call(listing, tmp_path / name)
+        call(inspect, tmp_path / name)

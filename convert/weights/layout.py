@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from flax import nnx, traverse_util
 
-from convert.table import Row
+from convert.weights.table import Row
 from videonsa_jax.config.schema import ModelConfig
 from videonsa_jax.model.model import VideoNSA
 

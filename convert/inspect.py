@@ -6,8 +6,10 @@ import pathlib
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from convert import hf_directory, orbax_stream, safetensors_io
-from convert.hf_directory import PICKLES
+from convert.hf import directory
+from convert.hf.directory import PICKLES
+from convert.hf.safetensors import read_header
+from convert.store import orbax_stream
 from videonsa_jax.errors import UserError
 
 
@@ -47,11 +49,11 @@ def describe(path: pathlib.Path) -> tuple[str, list[Line]]:
       UserError: there is nothing there, or it is damaged.
     """
     if path.is_file() and path.suffix not in PICKLES:
-        return "file", _tensors(safetensors_io.read_header(path).values())
-    if hf_directory.is_adapter(path):
-        return "file of the adapter", _tensors(hf_directory.read_adapter(path).values())
-    if path.is_file() or (path / hf_directory.CONFIG).is_file():
-        return "file", _tensors(hf_directory.open_hf(path).tensors.values())
+        return "file", _tensors(read_header(path).values())
+    if directory.is_adapter(path):
+        return "file of the adapter", _tensors(directory.read_adapter(path).values())
+    if path.is_file() or (path / directory.CONFIG).is_file():
+        return "file", _tensors(directory.open_hf(path).tensors.values())
     if not path.is_dir():
         raise UserError(f"{path}: no such file or folder")
     _, arrays = orbax_stream.stored_params(path)

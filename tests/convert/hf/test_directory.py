@@ -7,7 +7,7 @@ import re
 import numpy as np
 import pytest
 
-from convert import hf_directory
+from convert.hf import directory
 from tests import hf_folder, small_models
 from videonsa_jax.errors import UserError
 
@@ -18,7 +18,7 @@ FILES = [f"model-{i}-of-00003.safetensors" for i in ("00001", "00002", "00003")]
 
 def refuse(folder: pathlib.Path, message: str) -> None:
     with pytest.raises(UserError, match=message) as error:
-        hf_directory.open_hf(folder)
+        directory.open_hf(folder)
     assert "\n" not in str(error.value)
     assert str(folder) in str(error.value)
 
@@ -43,7 +43,7 @@ def test_all_tensors_are_found(tmp_path, files, spelling):
     tensors = hf_folder.write(folder, CFG, files=files)
     if spelling == "state dict" and files == 1:
         hf_folder.rename(folder)
-    opened = hf_directory.open_hf(folder)
+    opened = directory.open_hf(folder)
     assert opened.tensors.keys() == tensors.keys()
     assert opened.config == json.loads((folder / "config.json").read_text())
     for name, value in tensors.items():
@@ -57,7 +57,7 @@ def test_what_belongs_to_a_model_is_carried(tmp_path):
         (folder / name).touch()
     (folder / "manifest.json").write_text("{}")
     (folder / "onnx").mkdir()
-    assert {file.name for file in hf_directory.open_hf(folder).carried} == {
+    assert {file.name for file in directory.open_hf(folder).carried} == {
         "config.json", "tokenizer.json", "merges.txt", "chat_template.jinja", "LICENSE", "README.md"
     }  # fmt: skip
 
@@ -76,7 +76,7 @@ def test_what_is_no_folder_of_a_model_is_refused(tmp_path):
     refuse(tmp_path, "00001-of-00003.safetensors has no model.safetensors.index.json beside it")
 
 
-@pytest.mark.parametrize("suffix", hf_directory.PICKLES)
+@pytest.mark.parametrize("suffix", directory.PICKLES)
 def test_pickles_are_refused_with_a_hint(tmp_path, suffix):
     (tmp_path / "config.json").write_text("{}")
     pickle = tmp_path / f"pytorch_model{suffix}"

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from convert.orbax_stream import Index, StoredArray
+from convert.store.orbax_stream import Index, StoredArray
 from videonsa_jax.config.schema import LoRAConfig
 from videonsa_jax.training.optimizer import is_adapter
 

@@ -5,7 +5,7 @@ import dataclasses
 
 import pytest
 
-from convert import hf_config
+from convert.models.qwen2_5_vl import config as hf_config
 from tests import small_models
 from videonsa_jax.config.schema import PRESETS, NSAConfig
 from videonsa_jax.errors import UserError

@@ -5,8 +5,8 @@ import json
 import pathlib
 from typing import Any
 
-from convert import names, safetensors_io
-from convert.safetensors_io import Stored
+from convert.hf.safetensors import Stored, read_header
+from convert.weights import names
 from videonsa_jax.errors import UserError
 
 CONFIG = "config.json"
@@ -58,7 +58,7 @@ def open_hf(path: str | pathlib.Path) -> HFDirectory:
     if has_index:
         stored = _read_shards(path)
     elif has_weights:
-        stored = safetensors_io.read_header(path / WEIGHTS)
+        stored = read_header(path / WEIGHTS)
     else:
         raise UserError(_no_weights(path))
     return HFDirectory(path, config, _by_canonical_name(path, stored), carried_files(path))
@@ -97,7 +97,7 @@ def read_adapter(path: pathlib.Path) -> dict[str, Stored]:
         pickles = sorted(file for file in path.iterdir() if file.suffix in PICKLES)
         hint = _pickle_hint(pickles[0]) if pickles else f"no {ADAPTER} in it; download it"
         raise UserError(f"{path}: {hint}")
-    return safetensors_io.read_header(path / ADAPTER)
+    return read_header(path / ADAPTER)
 
 
 def carried_files(path: str | pathlib.Path) -> tuple[pathlib.Path, ...]:
@@ -136,7 +136,7 @@ def _read_shards(path: pathlib.Path) -> dict[str, Stored]:
         raise UserError(f"{index}: no weight_map of tensors and their files; download it again")
     found: dict[str, Stored] = {}
     for file in _shard_files(index, weight_map):
-        tensors = safetensors_io.read_header(path / file)
+        tensors = read_header(path / file)
         for name, tensor in tensors.items():
             if name not in weight_map:
                 raise UserError(

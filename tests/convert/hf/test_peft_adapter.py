@@ -11,8 +11,12 @@ import pytest
 from flax import traverse_util
 from safetensors.numpy import save_file
 
-from convert import from_hf, listing, manifest, peft_adapter, table, verify, videonsa
+from convert import from_hf, inspect, verify
 from convert.__main__ import main
+from convert.hf import peft_adapter
+from convert.models import videonsa
+from convert.store import manifest
+from convert.weights import table
 from tests import hf_folder, small_models
 from videonsa_jax.training import checkpoint
 
@@ -77,7 +81,7 @@ CASES = {  # config, ranks, scales
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("name", CASES)
 def test_it_is_merged_into_its_base(tmp_path, monkeypatch, capsys, name, dtype):
-    monkeypatch.setattr("convert.layout.BOX_BYTES", 4000)  # tensors are cut
+    monkeypatch.setattr("convert.weights.layout.BOX_BYTES", 4000)  # tensors are cut
     monkeypatch.setattr(peft_adapter, "_ROWS", 10)
     config, ranks, scales = CASES[name]
     base = hf_folder.write(tmp_path / "base", CFG, gates=True, files=2, dtype=dtype)
@@ -218,7 +222,7 @@ def test_an_adapter_is_recognised_everywhere(tmp_path, capsys):
     _fails(capsys, without, adapter, tmp_path / "out")
     _fails(capsys, "is an adapter, not a whole", adapter, tmp_path / "out", f"--base={adapter}")
     _fails(capsys, "no adapter_config", tmp_path / "base", tmp_path / "out", "--base=x")
-    what, lines = listing.describe(adapter)
+    what, lines = inspect.describe(adapter)
     assert (what, len(lines)) == ("file of the adapter", 8)
     (adapter / "adapter_model.safetensors").rename(adapter / "adapter_model.bin")
     _fails(capsys, "pickle", adapter, tmp_path / "out", f"--base={tmp_path / 'base'}")

@@ -6,7 +6,9 @@ import jax
 import numpy as np
 import pytest
 
-from convert import names, qwen2_5_vl, table, videonsa
+from convert.models import videonsa
+from convert.models.qwen2_5_vl import rows as qwen2_5_vl
+from convert.weights import names, table
 from tests import small_models
 from videonsa_jax.config.schema import PRESETS, ModelConfig
 

@@ -10,8 +10,7 @@ import pytest
 import safetensors
 import safetensors.numpy
 
-from convert import safetensors_io
-from convert.safetensors_io import Spec, read_header, write_file
+from convert.hf.safetensors import Spec, create_file, read_header, write_file
 from videonsa_jax.errors import UserError
 
 TENSORS = {
@@ -77,7 +76,7 @@ def test_bfloat16_is_that_of_torch(tmp_path):
 def test_a_created_file_is_filled_through_maps(tmp_path):
     value = TENSORS["layers.0.weight"]
     spec = Spec("x", value.dtype, value.shape)
-    stored = safetensors_io.create_file(tmp_path / "x.safetensors", [spec], {})["x"]
+    stored = create_file(tmp_path / "x.safetensors", [spec], {})["x"]
     stored.map(writable=True).T[1:3] = value.T[1:3]
     want = np.zeros_like(value)
     want[:, 1:3] = value[:, 1:3]

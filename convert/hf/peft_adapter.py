@@ -13,10 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from convert import hf_config, hf_directory, names
-from convert.hf_directory import ADAPTER_CONFIG, HFDirectory
-from convert.matching import EMBEDDING, FLOATS, HEAD
-from convert.safetensors_io import Spec, Stored
+from convert.hf import directory
+from convert.hf.directory import ADAPTER_CONFIG, HFDirectory
+from convert.hf.safetensors import Spec, Stored
+from convert.models.qwen2_5_vl import config as hf_config
+from convert.weights import names
+from convert.weights.weight_match import EMBEDDING, FLOATS, HEAD
 from videonsa_jax.errors import UserError
 
 _ROWS = 1024  # merged at once, the same ones however a tensor is cut: the same bits
@@ -95,17 +97,17 @@ def open_hf(
       report: called with a line for what was merged, and one for what was not.
 
     Raises:
-      UserError: see `hf_directory.open_hf`; no base is there, or merging it is not understood.
+      UserError: see `directory.open_hf`; no base is there, or merging it is not understood.
     """
     path = pathlib.Path(path)
-    if not hf_directory.is_adapter(path):
+    if not directory.is_adapter(path):
         if base is not None:
             raise UserError(f"--base={base} is for an adapter, but {path} has no {ADAPTER_CONFIG}")
-        return hf_directory.open_hf(path)
-    config = hf_directory.read_json(path / ADAPTER_CONFIG)
+        return directory.open_hf(path)
+    config = directory.read_json(path / ADAPTER_CONFIG)
     _refuse_unknown(path, config)
-    source = hf_directory.open_hf(_base_folder(path, config, base))
-    merged = _merge(path, config, source, hf_directory.read_adapter(path))
+    source = directory.open_hf(_base_folder(path, config, base))
+    merged = _merge(path, config, source, directory.read_adapter(path))
     report(f"{path} is an adapter: {len(merged)} tensors of {source.path} change")
     if unchanged := _unchanged(config, source, merged):
         report(
@@ -152,7 +154,7 @@ def _base_folder(
     name = config.get("base_model_name_or_path")
     if given is not None:
         return pathlib.Path(given)
-    if not name or not (pathlib.Path(name) / hf_directory.CONFIG).is_file():
+    if not name or not (pathlib.Path(name) / directory.CONFIG).is_file():
         raise UserError(
             f"{path} is a LoRA adapter of {name or 'an unnamed model'}, which is no folder here; "
             "download that model and name its folder with --base=HF_DIR"

@@ -1,7 +1,7 @@
 """The rows of VideoNSA: stock Qwen2.5-VL and the gates of native sparse attention."""
 
-from convert import qwen2_5_vl
-from convert.table import LINEAR, Row
+from convert.models.qwen2_5_vl import rows as qwen2_5_vl
+from convert.weights.table import LINEAR, Row
 from videonsa_jax.config.schema import ModelConfig
 
 
