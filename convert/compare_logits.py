@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from convert import logits
+from convert.hf.directory import HFDirectory
 from videonsa_jax.config.schema import ModelConfig
 from videonsa_jax.data import hf_inputs, positions
 from videonsa_jax.errors import UserError
@@ -52,12 +53,12 @@ def as_transformers(cfg: ModelConfig) -> ModelConfig:
 
 
 def compare(
-    hf: str | pathlib.Path, folder: str | pathlib.Path, cfg: ModelConfig, *, rounded: str | None
+    hf: HFDirectory, folder: str | pathlib.Path, cfg: ModelConfig, *, rounded: str | None
 ) -> Agreement:
     """Runs both models, one after the other, so that only one is in memory.
 
     Args:
-      hf: folder that transformers loads.
+      hf: folder that transformers loads, of a family that it has a class for.
       folder: of the checkpoint.
       cfg: of the checkpoint.
       rounded: a dtype that transformers' weights are rounded to first, because the conversion
@@ -70,7 +71,7 @@ def compare(
     inputs = prompt(cfg)
     theirs = _transformers_logits(hf, inputs, cfg, rounded)
     batch, columns = logits.to_batch(inputs, cfg)
-    values = logits.compute(cfg, checkpoint.load_params(folder), batch)
+    values = logits.compute(hf.family, cfg, checkpoint.load_params(folder), batch)
     ours = hf_inputs.to_columns(values, columns, theirs.shape[1])
     text = ~positions.is_vision_token(inputs["input_ids"], cfg)
     return agreement(theirs[text], ours[text])
@@ -117,7 +118,7 @@ def _is_version_5() -> bool:
 
 
 def _transformers_logits(
-    hf: str | pathlib.Path, inputs: dict[str, np.ndarray], cfg: ModelConfig, rounded: str | None
+    hf: HFDirectory, inputs: dict[str, np.ndarray], cfg: ModelConfig, rounded: str | None
 ) -> np.ndarray:
     import torch
 
@@ -133,16 +134,16 @@ def _transformers_logits(
         return model(**tensors).logits.numpy()
 
 
-def _transformers_model(hf: str | pathlib.Path) -> Any:
-    """Loaded in its own dtype, computing in float32, eager; without VideoNSA's gates."""
+def _transformers_model(hf: HFDirectory) -> Any:
+    """Loaded in its own dtype, computing in float32, eager; without gates."""
     import transformers
 
     logger = transformers.utils.logging
     verbosity = logger.get_verbosity()
-    logger.set_verbosity_error()  # it lists gates as unexpected
+    logger.set_verbosity_error()  # it lists tensors that it does not know
     try:
-        model, info = transformers.Qwen2_5_VLForConditionalGeneration.from_pretrained(
-            str(hf),
+        model, info = getattr(transformers, hf.family.transformers_class).from_pretrained(
+            str(hf.path),
             local_files_only=True,
             attn_implementation="eager",
             output_loading_info=True,
@@ -151,5 +152,5 @@ def _transformers_model(hf: str | pathlib.Path) -> Any:
     finally:
         logger.set_verbosity(verbosity)
     if info["missing_keys"]:
-        raise UserError(f"{hf}: transformers does not find {sorted(info['missing_keys'])[:3]}")
+        raise UserError(f"{hf.path}: transformers does not find {sorted(info['missing_keys'])[:3]}")
     return model.float().eval()

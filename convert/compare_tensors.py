@@ -9,18 +9,15 @@ from collections.abc import Iterator, Mapping
 import ml_dtypes
 import numpy as np
 
+from convert.hf.config import DTYPE_FIELDS
 from convert.hf.directory import HFDirectory
 from convert.hf.safetensors import Stored
-from convert.models import videonsa
-from convert.models.qwen2_5_vl import config as hf_config
-from convert.models.qwen2_5_vl import rows as qwen2_5_vl
+from convert.models.family import Config
 from convert.store import manifest, orbax_stream, tiles
 from convert.store.orbax_stream import StoredArray
 from convert.weights import layout
 from convert.weights.layout import Param
-from convert.weights.weight_match import EMBEDDING, HEAD, is_tied_copy
-from videonsa_jax.config import parse
-from videonsa_jax.config.schema import ModelConfig
+from convert.weights.weight_match import is_tied_copy
 from videonsa_jax.errors import UserError
 from videonsa_jax.progress import Progress
 
@@ -69,7 +66,7 @@ class Report:
 def compare(
     hf: HFDirectory,
     folder: str | pathlib.Path,
-    cfg: ModelConfig,
+    cfg: Config,
     *,
     allow_unexpected: str | None = None,
 ) -> Report:
@@ -128,23 +125,27 @@ def compare(
 
 
 def _expected(
-    hf: HFDirectory, folder: str | pathlib.Path, cfg: ModelConfig
+    hf: HFDirectory, folder: str | pathlib.Path, cfg: Config
 ) -> tuple[list[Param], set[str], list[str]]:
     """What both sides should hold, what only one side may hold, and notes on the latter."""
-    rows, gates = qwen2_5_vl.rows(cfg), videonsa.gate_rows(cfg.text.num_layers)
-    ignored, notes = set(), []
-    no_gates = not any(name in hf.tensors for row in gates for name in row.names())
+    family, ignored, notes = hf.family, set(), []
+    params, own = layout.params(family.whole, cfg), {row.jax for row in family.rows(cfg)}
+    lacking = [param.row for param in params if param.row.jax not in own]
     origin = manifest.read(folder)
-    if no_gates and origin is not None and origin.gates == "initialised":
-        ignored |= {row.jax for row in gates}
-        notes.append("the gates were initialised by the conversion; there is nothing to compare")
-    else:
-        rows = (*rows, *gates)
-    head, embedding = (hf.tensors.get(name) for name in (HEAD, EMBEDDING))
-    if cfg.text.tie_embeddings and head and embedding and is_tied_copy(head, embedding):
-        ignored.add(HEAD)
-        notes.append(f"{HEAD} repeats the embedding, to which the head is tied")
-    return layout.params(cfg, rows), ignored, notes
+    was_drawn = origin is not None and origin.gates == "initialised"
+    if was_drawn and not any(name in hf.tensors for row in lacking for name in row.names()):
+        ignored |= {row.jax for row in lacking}
+        params = [param for param in params if param.row.jax in own]
+        notes.append(
+            f"the {family.lacks.what} were initialised by the conversion; there is nothing to "
+            "compare"
+        )
+    for name, of in family.tied(cfg).items():
+        copy, original = hf.tensors.get(name), hf.tensors.get(of)
+        if copy and original and is_tied_copy(copy, original):
+            ignored.add(name)
+            notes.append(f"{name} repeats {of}, to which it is tied")
+    return params, ignored, notes
 
 
 def _allowed(tensors: Tensors, pattern: str | None) -> set[str]:
@@ -182,16 +183,10 @@ def _dtype_changes(
     return {pair: count for pair, count in pairs.items() if len(set(pair)) == 2}
 
 
-def _config_problems(hf: HFDirectory, cfg: ModelConfig) -> tuple[list[str], list[str]]:
+def _config_problems(hf: HFDirectory, cfg: Config) -> tuple[list[str], list[str]]:
     """Fields that decide what the tensors compute, and notes on those that a run may choose."""
-    theirs = parse.flatten(hf_config.from_hf(hf.config, attention=cfg.attention))
-    ours = parse.flatten(cfg)
-    chosen = ("released.", "position_advance")
-    if not hf_config.is_videonsa(hf.config):
-        chosen += ("nsa.",)  # which a config of stock Qwen2.5-VL does not have
-    differ = [name for name in ours if ours[name] != theirs[name]]
-    lines = {name: f"{name} is {ours[name]!r}, {theirs[name]!r} in {hf.path}" for name in differ}
-    notes = [lines.pop(name) for name in differ if name.startswith(chosen)]
+    lines = hf.differing_fields(cfg)
+    notes = [lines.pop(name) for name in list(lines) if name.startswith(hf.family.free_fields)]
     return list(lines.values()), notes
 
 
@@ -201,7 +196,7 @@ def _bytes(params: list[Param], tensors: Tensors) -> int:
 
 def _load_dtype(hf: HFDirectory) -> str:
     """What dtype="auto" means to transformers: the config's, or else the first tensor's."""
-    named = [hf.config.get(key) for key in hf_config.DTYPE_FIELDS]
+    named = [hf.config.get(key) for key in DTYPE_FIELDS]
     stored = sorted(hf.tensors.values(), key=lambda x: (x.file.name, x.name))
     return next(str(name) for name in (*named, *(x.dtype for x in stored), "float32") if name)
 

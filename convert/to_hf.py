@@ -15,24 +15,19 @@ from typing import Any
 from convert.from_hf import CARRIED
 from convert.hf import directory
 from convert.hf.safetensors import Spec, Stored, create_file
-from convert.models import videonsa
-from convert.models.qwen2_5_vl import config as hf_config
-from convert.models.qwen2_5_vl import rows as qwen2_5_vl
-from convert.models.qwen2_5_vl.config import Architecture
+from convert.models import registry
+from convert.models.family import Config, Family
 from convert.store import manifest, orbax_stream, partial_output, tiles
 from convert.store.manifest import Manifest, Record
 from convert.store.orbax_stream import StoredArray
 from convert.weights import layout, lora_merge
 from convert.weights.layout import Param
 from convert.weights.lora_merge import Adapter
-from convert.weights.table import Row
 from convert.weights.weight_match import DTYPES
-from videonsa_jax.config.schema import ModelConfig
 from videonsa_jax.errors import UserError
 from videonsa_jax.progress import Progress
 from videonsa_jax.training import checkpoint
 
-ROWS = {"qwen2_5_vl": qwen2_5_vl.rows, "videonsa": videonsa.rows}
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 
@@ -40,7 +35,7 @@ _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**
 class Source:
     """A checkpoint that has been looked at but not read."""
 
-    params: list[Param]  # of the architecture that is written
+    params: list[Param]  # of the family that is written
     arrays: dict[str, StoredArray]
     adapters: dict[str, Adapter]  # to be added to arrays
     specs: list[Spec]  # the tensors to write, in their order
@@ -56,10 +51,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--architecture",
-        choices=("auto", *ROWS),
+        choices=("auto", *registry.FAMILIES),
         default="auto",
-        help="qwen2_5_vl leaves the gates out; auto: what untrained weights were converted from, "
-        "else videonsa",
+        help="of the folder; one without gates leaves them out; auto: what untrained weights were "
+        "converted from, else VideoNSA",
     )
     parser.add_argument(
         "--dtype", choices=("keep", *DTYPES), default="keep", help="of the written weights"
@@ -79,16 +74,15 @@ def run(args: argparse.Namespace) -> int:
       UserError: what the user can mend; the destination is then absent, or marked incomplete.
     """
     limit = parse_size(args.max_shard_size)
-    cfg = checkpoint.load_model_config(args.source)
     made_by = manifest.read(args.source)
-    architecture = args.architecture
-    if architecture == "auto":
-        architecture = "videonsa" if made_by is None else made_by.architecture
-    source = _open_source(args.source, ROWS[architecture](cfg), cfg, args.dtype)
+    family = registry.of_checkpoint(args.source)
+    cfg = checkpoint.load_model_config(args.source, family.config)
+    if args.architecture != "auto":
+        family = registry.FAMILIES[args.architecture]
+    source = _open_source(args.source, family, cfg, args.dtype)
     carried = _carried_folder(args.source, args.files)
-    config = hf_config.to_hf(
+    config = family.write_config(
         cfg,
-        architecture=architecture,
         dtype=_load_dtype(source.specs),
         carried=None if carried is None else directory.read_config(carried),
     )
@@ -99,9 +93,9 @@ def run(args: argparse.Namespace) -> int:
         if carried is not None:
             _carry(carried, folder)
         gates = "source" if made_by is None else made_by.gates
-        made = Manifest(source.origin, architecture, gates, args.dtype, tensors)
+        made = Manifest(source.origin, family.name, gates, args.dtype, tensors)
         manifest.write(folder, made)
-    _report(args, architecture, gates, source, carried)
+    _report(args, family, gates, source, carried)
     return 0
 
 
@@ -136,10 +130,10 @@ def split(specs: Sequence[Spec], limit: int) -> list[list[Spec]]:
     return shards
 
 
-def _open_source(folder: str, rows: Sequence[Row], cfg: ModelConfig, policy: str) -> Source:
+def _open_source(folder: str, family: Family, cfg: Config, policy: str) -> Source:
     step, stored = orbax_stream.stored_params(folder)
-    arrays, merged = lora_merge.split(stored, cfg.lora)
-    params = layout.params(cfg, videonsa.rows(cfg))
+    arrays, merged = lora_merge.split(stored, getattr(cfg, "lora", None))
+    params = layout.params(family.whole, cfg)
     expected = {param.row.jax: param.shape for param in params}
     found = {path: array.shape for path, array in arrays.items()}
     if wrong := sorted(dict(expected.items() ^ found.items())):
@@ -147,7 +141,7 @@ def _open_source(folder: str, rows: Sequence[Row], cfg: ModelConfig, policy: str
             f"{folder}: parameter {wrong[0]} is {found.get(wrong[0], 'missing')}, expected "
             f"{expected.get(wrong[0], 'none')} by its config; the checkpoint is damaged"
         )
-    written = {row.jax for row in rows}
+    written = {row.jax for row in family.rows(cfg)}
     params = [param for param in params if param.row.jax in written]
     specs = []
     for param in params:
@@ -247,17 +241,18 @@ def _write_json(file: pathlib.Path, value: dict[str, Any]) -> None:
 
 def _report(
     args: argparse.Namespace,
-    architecture: Architecture,
+    family: Family,
     gates: str,
     source: Source,
     carried: pathlib.Path | None,
 ) -> None:
     what = f"{len(source.specs)} tensors of step {source.origin['step']} of {args.source}"
-    print(f"{args.destination}: {what}, architecture {architecture}")
+    print(f"{args.destination}: {what}, architecture {family.name}")
     if source.adapters:
         print(f"{len(source.adapters)} adapters are merged into their weights")
-    if architecture == "qwen2_5_vl":
+    if family.lacks is not None:
         kind = "their initial values" if gates == "initialised" else "trained ones"
-        print(f"the gates are left out: stock Qwen2.5-VL has none; they had {kind}")
+        what = family.lacks.what
+        print(f"the {what} are left out: {family.architecture} has none; they had {kind}")
     if carried is None:
         print("no tokenizer and processor files are written; --files=HF_DIR names some")

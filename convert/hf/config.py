@@ -6,6 +6,8 @@ from typing import Any
 
 from videonsa_jax.errors import UserError
 
+DTYPE_FIELDS = ("dtype", "torch_dtype")  # of all tensors, as they are loaded; the first rules
+
 
 @dataclasses.dataclass(frozen=True)
 class Section:

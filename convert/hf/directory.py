@@ -6,7 +6,11 @@ import pathlib
 from typing import Any
 
 from convert.hf.safetensors import Stored, read_header
+from convert.models import registry
+from convert.models.family import Config, Family
+from convert.store import manifest
 from convert.weights import names
+from videonsa_jax.config import parse
 from videonsa_jax.errors import UserError
 
 CONFIG = "config.json"
@@ -14,7 +18,6 @@ WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 ADAPTER_CONFIG = "adapter_config.json"  # of PEFT
 ADAPTER = "adapter_model.safetensors"
-MANIFEST = "manifest.json"  # of an export; describes its tensors, so it is not carried along
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 CARRIED = (".json", ".jinja", ".txt", ".model", ".tiktoken", ".md")
 LICENCES = ("LICENSE", "NOTICE")
@@ -29,6 +32,32 @@ class HFDirectory:
     tensors: dict[str, Stored]  # by canonical name
     carried: tuple[pathlib.Path, ...]  # config, tokenizer, processor, chat template, licence
     base: pathlib.Path | None = None  # that an adapter, which `path` then is, was merged into
+
+    @property
+    def family(self) -> Family:
+        """That the config is of.
+
+        Raises:
+          UserError: it is not known.
+        """
+        return registry.of_config(self.config)
+
+    def differing_fields(self, cfg: Config) -> dict[str, str]:
+        """{field of a model's config: what it is there and here}, where the two differ.
+
+        Raises:
+          UserError: `config` is not understood, or of a family with another class of config.
+        """
+        family = self.family
+        if not isinstance(cfg, family.config):
+            raise UserError(f"{self.path} is of the family {family.name}, which is another model")
+        ours = parse.flatten(cfg)
+        theirs = parse.flatten(family.read_config(self.config, cfg.attention))
+        return {
+            name: f"{name} is {value!r}, {theirs[name]!r} in {self.path}"
+            for name, value in ours.items()
+            if value != theirs[name]
+        }
 
 
 def open_hf(path: str | pathlib.Path) -> HFDirectory:
@@ -61,7 +90,7 @@ def open_hf(path: str | pathlib.Path) -> HFDirectory:
         stored = read_header(path / WEIGHTS)
     else:
         raise UserError(_no_weights(path))
-    return HFDirectory(path, config, _by_canonical_name(path, stored), carried_files(path))
+    return HFDirectory(path, config, _by_canonical_name(path, config, stored), carried_files(path))
 
 
 def read_config(path: str | pathlib.Path) -> dict[str, Any]:
@@ -106,7 +135,7 @@ def carried_files(path: str | pathlib.Path) -> tuple[pathlib.Path, ...]:
         file
         for file in sorted(pathlib.Path(path).iterdir())
         if file.is_file()
-        and file.name not in (INDEX, MANIFEST)
+        and file.name not in (INDEX, manifest.FILE)  # these describe the tensors
         and (file.suffix in CARRIED or file.name.startswith(LICENCES))
     )
 
@@ -174,9 +203,13 @@ def _shard_files(index: pathlib.Path, weight_map: dict[str, Any]) -> list[str]:
     return sorted(tensor_of)
 
 
-def _by_canonical_name(path: pathlib.Path, stored: dict[str, Stored]) -> dict[str, Stored]:
+def _by_canonical_name(
+    path: pathlib.Path, config: dict[str, Any], stored: dict[str, Stored]
+) -> dict[str, Stored]:
+    """Names of a folder of an unknown family stay as they are: it can be inspected."""
+    family = registry.find(config)
     try:
-        given = names.canonical_names(stored)
+        given = names.canonical_names(stored, () if family is None else family.prefixes)
     except ValueError as error:
         raise UserError(f"{path}: {error}; remove one of them") from error
     return {name: stored[as_given] for name, as_given in given.items()}

@@ -16,9 +16,8 @@ import numpy as np
 from convert.hf import directory
 from convert.hf.directory import ADAPTER_CONFIG, HFDirectory
 from convert.hf.safetensors import Spec, Stored
-from convert.models.qwen2_5_vl import config as hf_config
 from convert.weights import names
-from convert.weights.weight_match import EMBEDDING, FLOATS, HEAD
+from convert.weights.weight_match import FLOATS
 from videonsa_jax.errors import UserError
 
 _ROWS = 1024  # merged at once, the same ones however a tensor is cut: the same bits
@@ -178,11 +177,11 @@ def _merge(
             continue
         if not _is_named(given.rpartition(".")[0], config.get("modules_to_save") or []):
             raise UserError(f"{tensor.file}: tensor {name!r} is neither of LoRA nor saved whole")
-        target = names.canonical(given)
+        target = names.canonical(given, source.family.prefixes)
         base = _base_tensor(source, tensor, target, tensor.shape)
         merged[target] = Replaced(target, base.dtype, base.shape, _checked(tensor))
     for module, pair in halves.items():
-        target = names.canonical(f"{module}.weight")
+        target = names.canonical(f"{module}.weight", source.family.prefixes)
         if target in merged:
             raise UserError(f"{path}: {target} is changed twice")
         merged[target] = _merged(path, config, source, module, pair)
@@ -215,7 +214,8 @@ def _merged(
     targets = config["target_modules"]
     if isinstance(targets, list) and not _is_named(module, targets):
         raise UserError(f"{path}: {module} has LoRA but is not in target_modules={targets!r}")
-    base = _base_tensor(source, a, names.canonical(f"{module}.weight"), (b.shape[0], a.shape[1]))
+    name = names.canonical(f"{module}.weight", source.family.prefixes)
+    base = _base_tensor(source, a, name, (b.shape[0], a.shape[1]))
     scale = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
     inputs, outputs = (_checked(x).read().astype(np.float32) for x in (a, b))
     return Merged(base.name, base.dtype, base.shape, base, inputs, outputs, scale)
@@ -230,7 +230,9 @@ def _base_tensor(source: HFDirectory, tensor: Stored, name: str, shape: tuple[in
             f"{_checked(tensor).file}: the adapter changes {name} of shape {shape}, but "
             f"{source.path} has {there}; name the adapter's own base with --base=HF_DIR"
         )
-    if name in (HEAD, EMBEDDING) and hf_config.from_hf(source.config).text.tie_embeddings:
+    family = source.family
+    tied = family.tied(family.read_config(source.config, None))
+    if name in {*tied, *tied.values()}:
         raise UserError(
             f"{tensor.file}: the adapter changes {name}, but head and embedding of {source.path} "
             "are tied, and PEFT's versions differ in what becomes of the other; merge with PEFT"

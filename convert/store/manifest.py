@@ -9,11 +9,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from convert.hf.directory import MANIFEST
 from convert.hf.safetensors import Stored
-from convert.models.qwen2_5_vl.config import Architecture
 from videonsa_jax.errors import UserError
 
+FILE = "manifest.json"  # of a checkpoint, or of an export
 FORMAT = 1
 _READ_BYTES = 2**24  # at once
 _PACKAGES = ("videonsa-jax", "jax", "orbax-checkpoint", "tensorstore", "numpy", "ml-dtypes")
@@ -33,8 +32,8 @@ class Manifest:
     """Lies beside the weights it describes."""
 
     source: dict[str, Any]  # path and what identifies it there
-    architecture: Architecture
-    gates: Literal["source", "initialised"]
+    architecture: str  # name of a model family
+    gates: Literal["source", "initialised"]  # or what else the source's family lacks
     dtype: str  # the policy: "keep", or what all tensors were cast to
     tensors: dict[str, Record]  # by canonical name
     versions: dict[str, str] = dataclasses.field(
@@ -46,7 +45,7 @@ class Manifest:
 def write(folder: pathlib.Path, manifest: Manifest) -> None:
     """Writes `manifest.json`."""
     text = json.dumps({"format": manifest.format, **dataclasses.asdict(manifest)}, indent=1)
-    (folder / MANIFEST).write_text(text + "\n")
+    (folder / FILE).write_text(text + "\n")
 
 
 def read(folder: str | pathlib.Path) -> Manifest | None:
@@ -55,7 +54,7 @@ def read(folder: str | pathlib.Path) -> Manifest | None:
     Raises:
       UserError: it is damaged or of another format.
     """
-    path = pathlib.Path(folder) / MANIFEST
+    path = pathlib.Path(folder) / FILE
     if not path.is_file():
         return None
     try:

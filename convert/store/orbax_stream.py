@@ -22,8 +22,8 @@ import tensorstore as ts
 from flax import traverse_util
 from orbax.checkpoint import type_handlers
 
+from convert.models.family import Config
 from convert.weights import layout
-from videonsa_jax.config.schema import ModelConfig
 from videonsa_jax.errors import UserError
 from videonsa_jax.training import checkpoint
 
@@ -99,7 +99,7 @@ def _cut(part: slice, step: int) -> list[slice]:
     ]
 
 
-def save_params(folder: pathlib.Path, params: Mapping[str, LazyArray], model: ModelConfig) -> None:
+def save_params(folder: pathlib.Path, params: Mapping[str, LazyArray], model: Config) -> None:
     """Writes weights as `checkpoint.save_params` does, one box after the other.
 
     Args:

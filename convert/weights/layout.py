@@ -2,14 +2,13 @@
 
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import numpy as np
 from flax import nnx, traverse_util
 
+from convert.models.family import Config, Family
 from convert.weights.table import Row
-from videonsa_jax.config.schema import ModelConfig
-from videonsa_jax.model.model import VideoNSA
 
 BOX_BYTES = 64 * 2**20  # moved at once; also the size of a stored chunk
 
@@ -52,12 +51,12 @@ class Box:
         return (*inner,) if param.row.layers is None else (self.layers, *inner)
 
 
-def params(cfg: ModelConfig, rows: Sequence[Row]) -> list[Param]:
-    """The parameters that rows of a model's table name, in their order; computes nothing."""
-    model = nnx.eval_shape(lambda: VideoNSA(cfg, rngs=nnx.Rngs(0)))
+def params(family: Family, cfg: Config) -> list[Param]:
+    """The parameters that a family's rows name, in their order; computes nothing."""
+    model = nnx.eval_shape(lambda: family.model(cfg, rngs=nnx.Rngs(0)))
     state = nnx.to_pure_dict(nnx.state(model, nnx.Param))
     shapes = {path: x.shape for path, x in traverse_util.flatten_dict(state, sep="/").items()}
-    return [Param(row, shapes[row.jax]) for row in rows]
+    return [Param(row, shapes[row.jax]) for row in family.rows(cfg)]
 
 
 def boxes(param: Param, itemsize: int) -> Iterator[Box]:

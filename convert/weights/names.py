@@ -1,32 +1,19 @@
-"""One spelling for tensor names that checkpoints spell in two ways.
+"""One spelling for tensor names that checkpoints spell in several ways."""
 
-Checkpoints on the hub say `model.layers.0...` and `visual.blocks.0...`; state dicts of recent
-`transformers` say `model.language_model.layers.0...` and `model.visual.blocks.0...`. The hub's
-spelling is canonical here.
-"""
+from collections.abc import Iterable, Sequence
 
-from collections.abc import Iterable
-
-_MODULE_PREFIXES = (("model.language_model.", "model."), ("model.visual.", "visual."))
+Prefixes = Sequence[tuple[str, str]]  # (another spelling, the canonical one); the first that fits
 
 
-def canonical(name: str) -> str:
-    """Either spelling -> the hub's."""
-    for module, hub in _MODULE_PREFIXES:
-        if name.startswith(module):
-            return hub + name.removeprefix(module)
+def canonical(name: str, prefixes: Prefixes) -> str:
+    """Any spelling -> the canonical one."""
+    for other, own in prefixes:
+        if name.startswith(other):
+            return own + name.removeprefix(other)
     return name
 
 
-def module_path(name: str) -> str:
-    """The hub's spelling -> the one of `transformers` state dicts."""
-    for module, hub in reversed(_MODULE_PREFIXES):
-        if name.startswith(hub):
-            return module + name.removeprefix(hub)
-    return name
-
-
-def canonical_names(names: Iterable[str]) -> dict[str, str]:
+def canonical_names(names: Iterable[str], prefixes: Prefixes) -> dict[str, str]:
     """{canonical name: name as given}.
 
     Raises:
@@ -34,7 +21,7 @@ def canonical_names(names: Iterable[str]) -> dict[str, str]:
     """
     found: dict[str, str] = {}
     for name in names:
-        key = canonical(name)
+        key = canonical(name, prefixes)
         if key in found:
             raise ValueError(f"{found[key]} and {name} are two spellings of one tensor")
         found[key] = name

@@ -1,7 +1,7 @@
-"""Weight names and layouts, PyTorch <-> JAX: declared once as rows, walked in both directions."""
+"""Weight names and layouts, PyTorch <-> JAX: declared once as rows, read in both directions."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -56,46 +56,3 @@ class Row(NamedTuple):
         if self.layers is None:
             return [self.torch]
         return [self.torch.format(l=layer) for layer in range(self.layers)]
-
-
-def to_jax(tensors: Mapping[str, np.ndarray], rows: Sequence[Row]) -> dict[str, np.ndarray]:
-    """Canonical PyTorch names -> '/'-joined paths.
-
-    Raises:
-      ValueError: tensors that a row needs are missing, or tensors that no row claims.
-    """
-    claimed = {name for row in rows for name in row.names()}
-    _match(claimed, set(tensors), "tensors")
-    return {row.jax: _joined(tensors, row) for row in rows}
-
-
-def to_torch(params: Mapping[str, np.ndarray], rows: Sequence[Row]) -> dict[str, np.ndarray]:
-    """'/'-joined paths -> canonical PyTorch names; the inverse of `to_jax`, bit for bit.
-
-    Raises:
-      ValueError: parameters that a row needs are missing, or parameters that no row claims.
-    """
-    _match({row.jax for row in rows}, set(params), "parameters")
-    return {name: tensor for row in rows for name, tensor in _split(params[row.jax], row)}
-
-
-def _joined(tensors: Mapping[str, np.ndarray], row: Row) -> np.ndarray:
-    parts = [row.op.to_jax(tensors[name]) for name in row.names()]
-    return parts[0] if row.layers is None else np.stack(parts)
-
-
-def _split(param: np.ndarray, row: Row) -> Iterator[tuple[str, np.ndarray]]:
-    parts = [param] if row.layers is None else param
-    for name, part in zip(row.names(), parts, strict=True):
-        yield name, row.op.to_torch(part)
-
-
-def _match(needed: set[str], given: set[str], what: str) -> None:
-    if missing := sorted(needed - given):
-        raise ValueError(f"{len(missing)} {what} are missing: {_few(missing)}")
-    if unclaimed := sorted(given - needed):
-        raise ValueError(f"{len(unclaimed)} {what} are claimed by no row: {_few(unclaimed)}")
-
-
-def _few(names: list[str]) -> str:
-    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")

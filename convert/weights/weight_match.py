@@ -11,18 +11,14 @@ import numpy as np
 
 from convert.hf.directory import CONFIG, HFDirectory
 from convert.hf.safetensors import Spec, Stored
-from convert.models import videonsa
-from convert.models.qwen2_5_vl import rows as qwen2_5_vl
-from convert.models.qwen2_5_vl.config import Architecture
+from convert.models.family import Config
 from convert.weights import layout
 from convert.weights.layout import Param
-from videonsa_jax.config.schema import ModelConfig
 from videonsa_jax.errors import UserError
 from videonsa_jax.model.layers import INIT_STDDEV
 
 DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
 FLOATS = (*DTYPES.values(), np.dtype(np.float16))
-HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,26 +45,24 @@ class Match:
 
     params: list[Param]
     tensors: dict[str, Stored | Drawn]  # by canonical name; those of all rows and no others
-    architecture: Architecture
-    gates: Literal["source", "initialised"]
+    architecture: str  # name of the family whose tensors the folder has
+    gates: Literal["source", "initialised"]  # where those that the family lacks come from
 
 
 def match(
     source: HFDirectory,
-    cfg: ModelConfig,
+    cfg: Config,
     *,
-    needs_gates: bool,
     seed: int,
     allow_unexpected: str | None = None,
     report: Callable[[str], None],
 ) -> Match:
-    """Finds each parameter's tensors; draws the gates where a folder has none.
+    """Finds each parameter's tensors; draws what a folder of its family lacks.
 
     Args:
-      source: of stock Qwen2.5-VL or of VideoNSA.
+      source: of any family.
       cfg: the model that its config describes.
-      needs_gates: the config says that there are gates.
-      seed: of drawn gates.
+      seed: of what is drawn.
       allow_unexpected: tensors whose whole name this expression matches are left out.
       report: called with a line for everything that the user should know.
 
@@ -76,13 +70,15 @@ def match(
       UserError: tensors are missing or unexpected, or have another shape or dtype.
     """
     tensors: dict[str, Stored | Drawn] = dict(source.tensors)
-    tied_head = tensors.pop(HEAD, None) if cfg.text.tie_embeddings else None
-    params = layout.params(cfg, videonsa.rows(cfg))
+    family, whole = source.family, source.family.whole
+    tied = family.tied(cfg)
+    copies = {name: tensors.pop(name) for name in tied if name in tensors}
+    params = layout.params(whole, cfg)
     shapes = {name: param.torch_shape for param in params for name in param.row.names()}
-    stock = {name for row in qwen2_5_vl.rows(cfg) for name in row.names()}
+    own = {name for row in family.rows(cfg) for name in row.names()}
     _drop_unexpected(source, tensors, shapes, allow_unexpected, report)
-    has_gates = needs_gates or any(name not in stock for name in tensors)
-    missing = sorted((shapes if has_gates else stock) - tensors.keys())
+    drawn = [] if tensors.keys() - own else [name for name in shapes if name not in own]
+    missing = sorted(shapes.keys() - tensors.keys() - set(drawn))
     if missing:
         raise UserError(
             f"{source.path}: {len(missing)} tensors of the model that {CONFIG} describes are "
@@ -90,41 +86,39 @@ def match(
         )
     for name, tensor in tensors.items():
         _check(tensor, shapes[name])
-    if tied_head is not None:
-        if not is_tied_copy(tied_head, tensors[EMBEDDING]):
+    for name, copy in copies.items():
+        if not is_tied_copy(copy, tensors[tied[name]]):
             raise UserError(
-                f"{source.path}: {HEAD} differs from {EMBEDDING}, but {CONFIG} says they are "
+                f"{source.path}: {name} differs from {tied[name]}, but {CONFIG} says they are "
                 "tied; correct tie_word_embeddings"
             )
-        report(f"{HEAD} is left out: it equals {EMBEDDING}, which it is tied to")
-    if not has_gates:
-        dtype = tensors[EMBEDDING].dtype
-        drawn = [name for name in shapes if name not in stock]
+        report(f"{name} is left out: it equals {tied[name]}, which it is tied to")
+    if drawn:
+        dtype = tensors[next(iter(shapes))].dtype
         tensors |= {name: Drawn(name, dtype, shapes[name], seed) for name in drawn}
         report(
-            f"{source.path} has no gates: {len(drawn)} tensors are initialised, weights from "
-            f"N(0, {INIT_STDDEV}) with seed {seed}, biases 0"
+            f"{source.path} has no {family.lacks.what}: {len(drawn)} tensors are initialised, "
+            f"weights from N(0, {INIT_STDDEV}) with seed {seed}, biases 0"
         )
-    elif not needs_gates:
-        report(f"{source.path} holds gates although its {CONFIG} describes a model without them")
-    return Match(
-        params,
-        tensors,
-        "videonsa" if has_gates else "qwen2_5_vl",
-        "source" if has_gates else "initialised",
-    )
+    elif family.lacks is not None:
+        report(
+            f"{source.path} holds {family.lacks.what} although its {CONFIG} describes a model "
+            "without them"
+        )
+    if drawn:
+        return Match(params, tensors, family.name, "initialised")
+    return Match(params, tensors, whole.name, "source")
 
 
-def is_tied_copy(head: Stored, embedding: Stored) -> bool:
-    """Whether a stored head repeats the embedding, bit for bit."""
-    if (head.dtype, head.shape) != (embedding.dtype, embedding.shape):
+def is_tied_copy(copy: Stored, original: Stored) -> bool:
+    """Whether a stored copy repeats the tensor that it is tied to, bit for bit."""
+    if (copy.dtype, copy.shape) != (original.dtype, original.shape):
         return False
-    bits = np.dtype(f"u{head.dtype.itemsize}")
-    step = max(layout.BOX_BYTES * embedding.shape[0] // embedding.nbytes, 1)
-    parts = (slice(first, first + step) for first in range(0, embedding.shape[0], step))
+    bits = np.dtype(f"u{copy.dtype.itemsize}")
+    step = max(layout.BOX_BYTES * original.shape[0] // original.nbytes, 1)
+    parts = (slice(first, first + step) for first in range(0, original.shape[0], step))
     return all(
-        np.array_equal(head.read(rows).view(bits), embedding.read(rows).view(bits))
-        for rows in parts
+        np.array_equal(copy.read(rows).view(bits), original.read(rows).view(bits)) for rows in parts
     )
 
 

@@ -5,9 +5,9 @@ versions save them; a `text_config` rules over the top level, as it does in tran
 """
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
-from convert.hf.config import Section
+from convert.hf.config import DTYPE_FIELDS, Section
 from videonsa_jax.config.schema import (
     AttentionMode,
     ModelConfig,
@@ -18,14 +18,9 @@ from videonsa_jax.config.schema import (
 )
 from videonsa_jax.errors import UserError
 
-Architecture = Literal["qwen2_5_vl", "videonsa"]
-
-ARCHITECTURES: dict[str, Architecture] = {
-    "Qwen2_5_VLForConditionalGeneration": "qwen2_5_vl",
-    "VideoNSAForConditionalGeneration": "videonsa",
-}
-
-DTYPE_FIELDS = ("dtype", "torch_dtype")  # the first rules
+ARCHITECTURE = "Qwen2_5_VLForConditionalGeneration"
+MODEL_TYPE = "qwen2_5_vl"
+FREE_FIELDS = ("released.", "position_advance")  # of `ModelConfig`: not what the weights are
 
 # Sections are saved as differences from their class's defaults, so these are what absence means.
 _VISION_DEFAULTS = {
@@ -93,7 +88,7 @@ _TEXT_BASE = {
     "max_position_embeddings": 128_000,
     "use_cache": True,
 }
-# Fields that `to_hf` writes itself, or that repeat what it writes; never taken over.
+# Fields that `write` writes itself, or that repeat what it writes; never taken over.
 _WRITTEN = {
     *_TEXT_DEFAULTS,
     *_VISION_DEFAULTS,
@@ -108,24 +103,18 @@ _WRITTEN = {
 }
 
 
-def is_videonsa(config: Mapping[str, Any]) -> bool:
-    """Whether a config.json belongs to VideoNSA, whose layers have gates."""
-    return _architecture(config) == "videonsa"
-
-
-def from_hf(config: Mapping[str, Any], *, attention: AttentionMode | None = None) -> ModelConfig:
+def read(config: Mapping[str, Any], attention: AttentionMode | None = None) -> ModelConfig:
     """The model that a config.json describes.
 
     Args:
       config: parsed; not changed.
-      attention: None chooses `released` for VideoNSA and `paper` for stock Qwen2.5-VL.
+      attention: None is `paper`.
 
     Raises:
       UserError: a field is missing or has a value that this model does not support.
     """
-    default = "released" if is_videonsa(config) else "paper"
     top = Section("", config, _FLAT_DEFAULTS)
-    top.allow("model_type", "qwen2_5_vl")
+    top.allow("model_type", MODEL_TYPE)
     nested = top.has("text_config")
     text = top.section("text_config", _TEXT_DEFAULTS) if nested else top
     vision = top.section("vision_config", _VISION_DEFAULTS).with_aliases(_VISION_ALIASES)
@@ -137,7 +126,7 @@ def from_hf(config: Mapping[str, Any], *, attention: AttentionMode | None = None
             text=_text(text, tied=_is_tied(top, text)),
             vision=_vision(vision, text.integer("hidden_size")),
             nsa=_nsa(text) if nested else NSAConfig(),
-            attention=attention or default,
+            attention=attention or "paper",
             **_token_ids(top, text),
             tokens_per_second=vision.number("tokens_per_second"),
             position_advance=_position_advance(config),
@@ -148,23 +137,26 @@ def from_hf(config: Mapping[str, Any], *, attention: AttentionMode | None = None
         raise UserError(f"config.json: {error}") from error
 
 
-def to_hf(
+def write(
     cfg: ModelConfig,
     *,
-    architecture: Architecture,
     dtype: str,
     carried: Mapping[str, Any] | None = None,
+    architecture: str = ARCHITECTURE,
+    has_sparse_sizes: bool = False,
 ) -> dict[str, Any]:
     """A config.json that transformers 4.49 to 5.x loads.
 
-    Stock Qwen2.5-VL has the hub's flat layout, VideoNSA a `text_config`, where its code reads the
-    sizes of sparse attention. The attention mode and the switches of `released` have no field.
+    Without the sizes of sparse attention it has the hub's flat layout, with them a `text_config`,
+    where VideoNSA's code reads them. The attention mode and the switches of `released` have no
+    field.
 
     Args:
       cfg: the model.
-      architecture: `qwen2_5_vl` drops what only VideoNSA has.
       dtype: that transformers is to load all tensors in, for example "bfloat16".
       carried: a config.json whose other fields are kept, for example the source's.
+      architecture: the class to name.
+      has_sparse_sizes: whether to write those.
 
     Raises:
       UserError: Hugging Face's code cannot compute such a model.
@@ -174,17 +166,16 @@ def to_hf(
     top, text, vision = _extras(carried)
     text |= _text_fields(cfg.text)
     vision |= _vision_fields(cfg) | _dtype_fields(carried.get("vision_config"), dtype)
-    if architecture == "videonsa":
+    if has_sparse_sizes:
         text |= {theirs: getattr(cfg.nsa, ours) for theirs, ours in _NSA_SIZES.items()}
         text |= {"gate_temperature": cfg.nsa.gate_temperature, "model_type": "qwen2_5_vl_text"}
         text |= _dtype_fields(carried.get("text_config"), dtype)
         layout = {"text_config": text}
     else:
         layout = text
-    name = next(name for name, short in ARCHITECTURES.items() if short == architecture)
     return {
-        "architectures": [name],
-        "model_type": "qwen2_5_vl",
+        "architectures": [architecture],
+        "model_type": MODEL_TYPE,
         **top,
         **layout,
         "vision_config": vision,
@@ -195,17 +186,6 @@ def to_hf(
         **(_dtype_fields(carried, dtype) or {"torch_dtype": dtype}),
         "transformers_version": _version(cfg.position_advance, carried),
     }
-
-
-def _architecture(config: Mapping[str, Any]) -> Architecture:
-    """Of the first class named; configs that name none are stock Qwen2.5-VL."""
-    named = config.get("architectures") or ["Qwen2_5_VLForConditionalGeneration"]
-    if not isinstance(named, list) or named[0] not in list(ARCHITECTURES):
-        raise UserError(
-            f"config.json: architectures={named!r} is not supported; "
-            f"allowed: {' or '.join(ARCHITECTURES)}"
-        )
-    return ARCHITECTURES[named[0]]
 
 
 def _text(text: Section, *, tied: bool) -> TextConfig:

@@ -1,7 +1,22 @@
-"""The rows of stock Qwen2.5-VL."""
+"""The rows of stock Qwen2.5-VL, and how its names are spelled.
+
+Checkpoints on the hub say `model.layers.0...` and `visual.blocks.0...`; state dicts of recent
+`transformers` say `model.language_model.layers.0...` and `model.visual.blocks.0...`. The hub's
+spelling is canonical.
+"""
+
+from collections.abc import Mapping
 
 from convert.weights.table import KEEP, LINEAR, Row, linear, patch_conv, vector
 from videonsa_jax.config.schema import ModelConfig, TextConfig, VisionConfig
+
+PREFIXES = (("model.language_model.", "model."), ("model.visual.", "visual."))
+_HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
+
+
+def tied(cfg: ModelConfig) -> Mapping[str, str]:
+    """{copy that a folder may hold: what it repeats}."""
+    return {_HEAD: _EMBEDDING} if cfg.text.tie_embeddings else {}
 
 
 def rows(cfg: ModelConfig) -> tuple[Row, ...]:
@@ -17,9 +32,9 @@ def _text_rows(cfg: TextConfig) -> tuple[Row, ...]:
         return Row("model.layers.{l}." + torch, "text/layers/" + jax, op, layers)
 
     heads = [("q", q), ("k", kv), ("v", kv)]
-    head = [] if cfg.tie_embeddings else [Row("lm_head.weight", "text/head/kernel", LINEAR)]
+    head = [] if cfg.tie_embeddings else [Row(_HEAD, "text/head/kernel", LINEAR)]
     return (
-        Row("model.embed_tokens.weight", "text/embed/embedding"),
+        Row(_EMBEDDING, "text/embed/embedding"),
         Row("model.norm.weight", "text/norm/scale"),
         *head,
         row("input_layernorm.weight", "attn_norm/scale"),

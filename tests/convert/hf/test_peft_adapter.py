@@ -16,7 +16,6 @@ from convert.__main__ import main
 from convert.hf import peft_adapter
 from convert.models import videonsa
 from convert.store import manifest
-from convert.weights import table
 from tests import hf_folder, small_models
 from videonsa_jax.training import checkpoint
 
@@ -101,7 +100,7 @@ def test_it_is_merged_into_its_base(tmp_path, monkeypatch, capsys, name, dtype):
             assert not np.array_equal(want[key], base[key])
     got = traverse_util.flatten_dict(checkpoint.load_params(tmp_path / "out"), sep="/")
     step = {"float32": 1e-6, "bfloat16": 2**-7}[dtype]  # one rounding
-    for path, value in table.to_jax(want, videonsa.rows(CFG)).items():
+    for path, value in hf_folder.to_jax(want, videonsa.rows(CFG)).items():
         assert got[path].dtype == value.dtype
         ours, theirs = (np.asarray(x, np.float32) for x in (got[path], value))
         atol = 1e-6 * np.abs(theirs).max()  # of terms that cancel

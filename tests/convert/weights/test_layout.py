@@ -15,7 +15,7 @@ from videonsa_jax.config.schema import PRESETS
 @pytest.mark.parametrize("preset", [name for name in PRESETS if name != "tiny"])
 def test_boxes_of_published_models_are_even_and_small(preset):
     cfg = PRESETS[preset]
-    for param in layout.params(cfg, videonsa.rows(cfg)):
+    for param in layout.params(videonsa.FAMILY, cfg):
         first, *others = layout.boxes(param, 2)
         sizes = [tuple(x.stop - x.start for x in box.index(param)) for box in (first, *others)]
         assert set(sizes) == {sizes[0]}, param.row.jax
@@ -29,7 +29,7 @@ def test_boxes_of_published_models_are_even_and_small(preset):
 def test_boxes_are_rows_of_the_tensors_in_order(monkeypatch, limit):
     monkeypatch.setattr(layout, "BOX_BYTES", limit)
     cfg = small_models.config(heads=6, kv_heads=2)
-    for param in layout.params(cfg, videonsa.rows(cfg)):
+    for param in layout.params(videonsa.FAMILY, cfg):
         tensor = np.arange(math.prod(param.torch_shape)).reshape(param.torch_shape)
         layers = [tensor + layer * tensor.size for layer in range(param.row.layers or 1)]
         want = [param.row.op.to_jax(x) for x in layers]

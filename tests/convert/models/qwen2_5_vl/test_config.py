@@ -5,10 +5,21 @@ import dataclasses
 
 import pytest
 
-from convert.models.qwen2_5_vl import config as hf_config
+from convert.models import registry, videonsa
 from tests import small_models
 from videonsa_jax.config.schema import PRESETS, NSAConfig
 from videonsa_jax.errors import UserError
+
+
+def read(config, attention=None):
+    """By the family that the config names."""
+    return registry.of_config(config).read_config(config, attention)
+
+
+def write(cfg, *, architecture, dtype, carried=None):
+    family = registry.FAMILIES[architecture]
+    return family.write_config(cfg, dtype=dtype, carried=carried)
+
 
 # As on the hub. The 32B was saved by transformers 4.49, which leaves defaults of the vision tower
 # out; the others were written by hand and use the tower's older names.
@@ -159,7 +170,7 @@ SMALL = {
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_configs_are_the_presets(name):
-    assert hf_config.from_hf(PUBLISHED[name]) == PRESETS[name]
+    assert read(PUBLISHED[name]) == PRESETS[name]
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -168,25 +179,25 @@ def test_nested_configs_are_the_presets(name, version):
     config = _nested(PUBLISHED[name], version=version)
     advance = "spatial" if version.startswith("5") else "all_axes"
     want = dataclasses.replace(PRESETS[name], position_advance=advance)
-    assert hf_config.from_hf(config) == want
+    assert read(config) == want
 
 
 def test_nested_sizes_that_are_left_out_are_the_class_defaults():
     config = _nested(PUBLISHED["qwen2_5_vl_72b"], version="4.55.0")
     for name in ("hidden_size", "num_hidden_layers", "num_key_value_heads", "vocab_size"):
         del config["text_config"][name]
-    assert hf_config.from_hf(config) == PRESETS["qwen2_5_vl_72b"]
+    assert read(config) == PRESETS["qwen2_5_vl_72b"]
 
 
 def test_videonsa_reads_its_sizes_from_the_text_config_only():
     name = "VideoNSAForConditionalGeneration"
     config = _nested(FLAT_7B, version="4.55.0") | {"architectures": [name], "window_size": 5}
-    assert hf_config.is_videonsa(config)
-    assert hf_config.from_hf(config) == _videonsa(PRESETS["qwen2_5_vl_7b"])
-    assert hf_config.from_hf(config, attention="paper") == PRESETS["qwen2_5_vl_7b"]
+    assert registry.of_config(config) is videonsa.FAMILY
+    assert read(config) == _videonsa(PRESETS["qwen2_5_vl_7b"])
+    assert read(config, attention="paper") == PRESETS["qwen2_5_vl_7b"]
     config["text_config"] |= {"block_counts": 16, "window_size": 512, "block_size": 32}
     want = NSAConfig(block_size=32, block_count=16, window_size=512)
-    assert hf_config.from_hf(config).nsa == want
+    assert read(config).nsa == want
 
 
 @pytest.mark.parametrize("cfg", [*PRESETS.values(), *SMALL.values()], ids=[*PRESETS, *SMALL])
@@ -198,9 +209,9 @@ def test_round_trip(cfg, advance, carried):
         ("videonsa", _videonsa(cfg)),
         ("qwen2_5_vl", dataclasses.replace(cfg, attention="paper", nsa=NSAConfig())),
     ):
-        config = hf_config.to_hf(cfg, architecture=architecture, dtype="float32", carried=carried)
-        assert hf_config.is_videonsa(config) is (architecture == "videonsa")
-        assert hf_config.from_hf(config) == want
+        config = write(cfg, architecture=architecture, dtype="float32", carried=carried)
+        assert registry.of_config(config).name == architecture
+        assert read(config) == want
 
 
 @pytest.mark.parametrize("carried", [FLAT_7B, _nested(FLAT_7B, version="4.55.0", pad_token_id=7)])
@@ -208,14 +219,14 @@ def test_carried_fields_are_kept_and_sizes_are_not(carried):
     carried = _with(carried, {"initializer_range": 0.5}, max_window_layers=3, use_cache=False)
     before = copy.deepcopy(carried)
     cfg = SMALL["group_7"]
-    flat = hf_config.to_hf(cfg, architecture="qwen2_5_vl", dtype="float32", carried=carried)
+    flat = write(cfg, architecture="qwen2_5_vl", dtype="float32", carried=carried)
     assert carried == before
     assert flat["max_window_layers"] == 3
     assert flat["vision_config"]["initializer_range"] == 0.5
     assert flat["hidden_size"] == cfg.text.d_model
     assert flat["torch_dtype"] == "float32"
     assert "text_config" not in flat
-    nested = hf_config.to_hf(cfg, architecture="videonsa", dtype="float32", carried=carried)
+    nested = write(cfg, architecture="videonsa", dtype="float32", carried=carried)
     assert nested["text_config"]["max_position_embeddings"] == 128000
     assert "hidden_size" not in nested
     if "text_config" in carried:
@@ -308,7 +319,7 @@ VARIANTS = {  # spellings of one config, and what they change
 @pytest.mark.parametrize("name", VARIANTS)
 def test_every_spelling_is_read(name):
     change, changed = VARIANTS[name]
-    cfg = hf_config.from_hf(TINY | change)
+    cfg = read(TINY | change)
     text, vision = cfg.text, cfg.vision
     assert {
         "kv_heads": text.num_kv_heads,
@@ -406,21 +417,21 @@ UNSUPPORTED = {
 @pytest.mark.parametrize(("change", "message"), UNSUPPORTED.values(), ids=UNSUPPORTED)
 def test_unsupported_values_are_named(change, message):
     with pytest.raises(UserError, match=message) as error:
-        hf_config.from_hf(FLAT_7B | change)
+        read(FLAT_7B | change)
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("name", ["hidden_size", "num_key_value_heads", "model_type"])
 def test_missing_fields_are_named(name):
     with pytest.raises(UserError, match=name):
-        hf_config.from_hf({key: value for key, value in FLAT_7B.items() if key != name})
+        read({key: value for key, value in FLAT_7B.items() if key != name})
 
 
 def test_sliding_layers_are_refused():
     config = _nested(FLAT_7B, version="5.23.0")
     config["text_config"]["layer_types"][3] = "sliding_attention"
     with pytest.raises(UserError, match=r"text_config\.layer_types='sliding_attention'"):
-        hf_config.from_hf(config)
+        read(config)
 
 
 @pytest.mark.parametrize(
@@ -434,7 +445,7 @@ def test_sliding_layers_are_refused():
 def test_models_without_a_config_json_are_refused(change):
     cfg = dataclasses.replace(SMALL["tied"], **change)
     with pytest.raises(UserError, match=r"has no config\.json"):
-        hf_config.to_hf(cfg, architecture="videonsa", dtype="float32")
+        write(cfg, architecture="videonsa", dtype="float32")
 
 
 @pytest.mark.parametrize("architecture", ["qwen2_5_vl", "videonsa"])
@@ -442,7 +453,7 @@ def test_models_without_a_config_json_are_refused(change):
 def test_transformers_reads_what_is_written(name, architecture, tmp_path):
     transformers = pytest.importorskip("transformers", reason="needs transformers")
     cfg = {**PRESETS, **SMALL}[name]
-    config = hf_config.to_hf(cfg, architecture=architecture, dtype="bfloat16", carried=FLAT_7B)
+    config = write(cfg, architecture=architecture, dtype="bfloat16", carried=FLAT_7B)
     theirs = transformers.Qwen2_5_VLConfig.from_dict(config)
     text, vision = theirs.text_config, theirs.vision_config
     got = {
@@ -468,7 +479,7 @@ def test_transformers_reads_what_is_written(name, architecture, tmp_path):
         "dtype": "torch.bfloat16",
     }
     theirs.save_pretrained(tmp_path)
-    saved = hf_config.from_hf(transformers.PretrainedConfig.get_config_dict(str(tmp_path))[0])
+    saved = read(transformers.PretrainedConfig.get_config_dict(str(tmp_path))[0])
     want = dataclasses.replace(cfg, position_advance="spatial", attention=saved.attention)
     assert saved == (
         want if architecture == "videonsa" else dataclasses.replace(want, nsa=saved.nsa)
