@@ -1,7 +1,9 @@
-"""Safetensors files: headers are checked before anything is allocated, tensors read in parts.
+"""Safetensors files: the library reads and checks headers, tensors are read and written in parts.
 
 A file is the length of its header (u64, little-endian), the header (a JSON object of tensors with
-their dtype, shape and range of bytes), and the tensors' bytes without a gap.
+their dtype, shape and range of bytes), and the tensors' bytes without a gap. The library's slices
+are copies and know no 8-bit floats in NumPy, so the bytes themselves are mapped here; its writer
+wants all tensors of a file in memory, so files are created here and filled part by part.
 """
 
 import dataclasses
@@ -9,12 +11,12 @@ import json
 import math
 import os
 import pathlib
-import reprlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 import ml_dtypes
 import numpy as np
+from safetensors import SafetensorError, safe_open
 
 from videonsa_jax.errors import UserError
 
@@ -36,11 +38,15 @@ DTYPES = {
     "BOOL": np.dtype(np.bool_),
 }
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
-_MAX_HEADER = 100_000_000  # bytes, a limit of the format
 _MAX_RANK = 32
-_TOO_LARGE = 2**63  # bytes; no file has as many
+_TOO_LARGE = 2**63  # bytes
 _LENGTH = 8  # bytes of the header's length
-_METADATA = "__metadata__"
+_SHOWN = 300  # characters of a reason
+_REASONS = {  # of the library, for what happens most
+    "Error while deserializing header: incomplete metadata, file not fully covered": (
+        "it is truncated, or holds bytes that belong to no tensor"
+    ),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,20 +109,32 @@ def read_header(path: str | os.PathLike) -> dict[str, Stored]:
       UserError: there is no such file, or it does not keep to the format.
     """
     path = pathlib.Path(path)
-    entries, start, size = _read_entries(path)
-    tensors = [_checked_entry(path, name, entry, start) for name, entry in entries.items()]
-    tensors.sort(key=lambda tensor: (tensor.offset, tensor.nbytes))
-    end = start
-    for tensor in tensors:
-        if tensor.offset != end:
-            how = "overlaps the tensor before it" if tensor.offset < end else "leaves a gap"
-            at = f"begins at byte {tensor.offset}, expected {end}"
-            _refuse(path, f"tensor {_brief(tensor.name)} {how}: it {at}")
-        end += tensor.nbytes
-    if end != size:
-        what = "it is truncated" if end > size else "it has bytes that belong to no tensor"
-        _refuse(path, f"{what}: {size} bytes, expected {end} by its header")
-    return {tensor.name: tensor for tensor in tensors}
+    try:
+        with path.open("rb") as file:  # the library's own OSErrors have no number
+            at = _LENGTH + int.from_bytes(file.read(_LENGTH), "little")
+        with safe_open(path, "numpy") as file:
+            slices = {name: file.get_slice(name) for name in file.offset_keys()}
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror or error}") from error
+    except SafetensorError as error:
+        _refuse(path, _REASONS.get(str(error), str(error)))
+    tensors = {}
+    for name, described in slices.items():  # the library has checked that there is no gap
+        tensor = _checked(path, name, described, at)
+        tensors[name] = tensor
+        at += tensor.nbytes
+    return tensors
+
+
+def _checked(path: pathlib.Path, name: str, described: Any, offset: int) -> Stored:
+    """A tensor that NumPy can hold; the library allows more."""
+    label, shape = described.get_dtype(), tuple(described.get_shape())
+    if label not in DTYPES:
+        _refuse(path, f"tensor {name!r} has dtype {label}, expected one of {', '.join(DTYPES)}")
+    dtype = DTYPES[label]
+    if len(shape) > _MAX_RANK or math.prod(filter(None, shape)) * dtype.itemsize >= _TOO_LARGE:
+        _refuse(path, f"tensor {name!r} has shape {shape}, more than an array can have")
+    return Stored(name, dtype, shape, path, offset)
 
 
 def create_file(
@@ -133,7 +151,7 @@ def create_file(
       OSError: the disk has no room for all of it.
     """
     path = pathlib.Path(path)
-    header: dict[str, Any] = {_METADATA: dict(metadata)}
+    header: dict[str, Any] = {"__metadata__": dict(metadata)}
     at = 0
     for tensor in tensors:
         header[tensor.name] = {
@@ -160,110 +178,6 @@ def create_file(
     }
 
 
-def write_file(
-    path: str | os.PathLike,
-    tensors: Sequence[Spec],
-    pieces: Iterable[np.ndarray],
-    metadata: Mapping[str, str],
-) -> dict[str, Stored]:
-    """Writes a file from pieces that follow each other.
-
-    Args:
-      path: must not exist.
-      tensors: in the order of their bytes.
-      pieces: arrays whose bytes, one after the other, are those of the tensors.
-      metadata: as for `create_file`.
-
-    Raises:
-      OSError: the disk is full.
-      ValueError: the pieces have more or fewer bytes than the tensors.
-    """
-    stored = create_file(path, tensors, metadata)
-    size = sum(tensor.nbytes for tensor in tensors)
-    written = 0
-    with pathlib.Path(path).open("r+b") as file:
-        file.seek(-size, os.SEEK_END)
-        for piece in pieces:
-            written += piece.nbytes
-            if written > size:
-                break
-            file.write(np.ascontiguousarray(piece).reshape(-1).view(np.uint8))
-    if written != size:
-        raise ValueError(f"{path}: the pieces have {written} bytes or more, the tensors {size}")
-    return stored
-
-
-def _read_entries(path: pathlib.Path) -> tuple[dict[str, Any], int, int]:
-    """-> the header without its metadata, where the tensors' bytes start, the file's size."""
-    try:
-        with path.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            if size < _LENGTH:
-                _refuse(path, f"{size} bytes are too few for a header")
-            length = int.from_bytes(file.read(_LENGTH), "little")
-            if length > min(size - _LENGTH, _MAX_HEADER):
-                limit = f"the file has {size} bytes and the format allows {_MAX_HEADER}"
-                _refuse(path, f"it claims a header of {length} bytes, but {limit}")
-            text = file.read(length)
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}") from error
-    try:
-        header = json.loads(text.decode(), object_pairs_hook=lambda pairs: _unique(path, pairs))
-    except UserError:
-        raise
-    except (ValueError, RecursionError) as error:
-        _refuse(path, f"its header is not JSON in UTF-8 ({str(error)[:80] or 'too deep'})")
-    if not isinstance(header, dict) or not text.startswith(b"{"):
-        _refuse(path, "its header is not a JSON object")
-    metadata = header.pop(_METADATA, {})
-    if not isinstance(metadata, dict) or not all(isinstance(x, str) for x in metadata.values()):
-        _refuse(path, f"its {_METADATA} is not an object of strings")
-    return header, _LENGTH + length, size
-
-
-def _unique(path: pathlib.Path, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = {}
-    for name, value in pairs:
-        if name in found:
-            _refuse(path, f"its header names {_brief(name)} twice")
-        found[name] = value
-    return found
-
-
-def _checked_entry(path: pathlib.Path, name: str, entry: Any, start: int) -> Stored:
-    """A tensor whose dtype, shape and range agree; the range may still lie outside the file."""
-    what = f"tensor {_brief(name)}"
-    keys = {"dtype", "shape", "data_offsets"}
-    if not isinstance(entry, dict) or entry.keys() != keys:
-        _refuse(path, f"{what} is described by {_brief(entry)}, expected {sorted(keys)}")
-    label, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
-    if not isinstance(label, str) or label not in DTYPES:
-        _refuse(path, f"{what} has dtype {_brief(label)}, expected one of {', '.join(DTYPES)}")
-    if not _is_counts(shape) or len(shape) > _MAX_RANK:
-        _refuse(path, f"{what} has shape {_brief(shape)}, expected at most {_MAX_RANK} sizes")
-    dtype = DTYPES[label]
-    if math.prod(filter(None, shape)) * dtype.itemsize >= _TOO_LARGE:
-        _refuse(path, f"{what} has shape {_brief(shape)}, more numbers than a file can hold")
-    if not _is_counts(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
-        _refuse(path, f"{what} has data_offsets {_brief(offsets)}, expected [begin, end]")
-    tensor = Stored(name, dtype, tuple(shape), path, start + offsets[0])
-    if tensor.nbytes != offsets[1] - offsets[0]:
-        expected = f"expected {tensor.nbytes} for {label} {_brief(shape)}"
-        _refuse(path, f"{what} has {offsets[1] - offsets[0]} bytes, {expected}")
-    return tensor
-
-
-def _is_counts(values: Any) -> bool:
-    """A list of integers in [0, 2**63)."""
-    return isinstance(values, list) and all(type(x) is int and 0 <= x < _TOO_LARGE for x in values)
-
-
-def _brief(value: Any) -> str:
-    """Its `repr`, cut where it is long or deep."""
-    brief = reprlib.Repr()
-    brief.maxstring = brief.maxother = 80
-    return brief.repr(value)
-
-
 def _refuse(path: pathlib.Path, reason: str) -> NoReturn:
+    reason = " ".join(reason.split())[:_SHOWN]
     raise UserError(f"{path}: not a valid safetensors file: {reason}; download or write it again")

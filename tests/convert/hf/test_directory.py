@@ -98,7 +98,7 @@ def test_a_truncated_file_is_named(sharded):
     folder, _ = sharded
     file = folder / FILES[1]
     file.write_bytes(file.read_bytes()[:-1])
-    refuse(folder, rf"{FILES[1]}: .* it is truncated: \d+ bytes, expected \d+")
+    refuse(folder, rf"{FILES[1]}: not a valid safetensors file: it is truncated")
 
 
 def test_an_index_that_names_a_tensor_twice_is_refused(sharded):

@@ -10,7 +10,7 @@ import pytest
 import safetensors
 import safetensors.numpy
 
-from convert.hf.safetensors import Spec, create_file, read_header, write_file
+from convert.hf.safetensors import Spec, create_file, read_header
 from videonsa_jax.errors import UserError
 
 TENSORS = {
@@ -49,8 +49,8 @@ def test_files_of_the_library_are_read(tmp_path):
 def test_the_library_reads_files_written_in_pieces(tmp_path):
     path = tmp_path / "x.safetensors"
     specs = [Spec(name, value.dtype, value.shape) for name, value in TENSORS.items()]
-    pieces = [part for value in TENSORS.values() for part in np.atleast_1d(value)]
-    write_file(path, specs, pieces, {"format": "pt"})
+    for name, tensor in create_file(path, specs, {"format": "pt"}).items():
+        tensor.map(writable=True)[...] = TENSORS[name]
     with safetensors.safe_open(path, "numpy") as file:
         assert file.metadata() == {"format": "pt"}
         assert set(file.keys()) == set(TENSORS)
@@ -69,7 +69,8 @@ def test_bfloat16_is_that_of_torch(tmp_path):
     stored = read_header(theirs)["x"]
     assert stored.dtype == ml_dtypes.bfloat16
     np.testing.assert_array_equal(stored.read(), value.astype(ml_dtypes.bfloat16), strict=True)
-    write_file(ours, [Spec("x", stored.dtype, stored.shape)], [stored.read()], {"format": "pt"})
+    created = create_file(ours, [Spec("x", stored.dtype, stored.shape)], {"format": "pt"})
+    created["x"].map(writable=True)[...] = stored.read()
     assert torch.equal(load_file(ours)["x"], torch.from_numpy(value).bfloat16())
 
 
@@ -83,47 +84,48 @@ def test_a_created_file_is_filled_through_maps(tmp_path):
     np.testing.assert_array_equal(read_header(stored.file)["x"].read(), want)
 
 
-def test_pieces_must_fill_the_tensors(tmp_path):
-    spec = Spec("x", np.dtype(np.float32), (4,))
-    for count in (3, 5):
-        with pytest.raises(
-            ValueError, match=f"the pieces have {4 * count} bytes or more, the .* 16"
-        ):
-            write_file(tmp_path / f"{count}", [spec], [np.zeros(count, np.float32)], {})
+@pytest.mark.parametrize("dtype", [ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2, np.uint16])
+def test_small_dtypes_are_read_without_pytorch(tmp_path, dtype):
+    value = np.arange(12).reshape(3, 4).astype(dtype)
+    safetensors.numpy.save_file({"x": value}, tmp_path / "x.safetensors")
+    stored = read_header(tmp_path / "x.safetensors")["x"]
+    np.testing.assert_array_equal(stored.read(slice(1, 3)), value[1:3], strict=True)
+    np.testing.assert_array_equal(stored.map(), value, strict=True)
 
 
 ONE = {"x": entry()}
 BAD_HEADERS = {  # header, tensors' bytes, message
     "no file": (None, b"", "No such file"),
-    "empty": (b"", None, "0 bytes are too few for a header"),
-    "not json": (b"{'x': 1}", b"", "not JSON in UTF-8"),
-    "not utf-8": (b'{"\xff": 1}', b"", "not JSON in UTF-8"),
-    "too deep": (b'{"x":' + b"[" * 200_000, b"", "not JSON in UTF-8"),
-    "long integer": (b'{"x": ' + b"9" * 5000 + b"}", b"", "not JSON in UTF-8"),
-    "a list": (b"[]", b"", "not a JSON object"),
-    "leading space": (b' {"x": 1}', b"", "not a JSON object"),
-    "metadata": ({"__metadata__": {"format": 1}}, b"", "__metadata__ is not an object of strings"),
-    "named twice": (b'{"x": {}, "x": {}}', b"", "its header names 'x' twice"),
-    "key missing": ({"x": {"dtype": "F32", "shape": []}}, b"", "tensor 'x' is described by"),
-    "key unknown": ({"x": entry() | {"y": 1}}, bytes(8), "tensor 'x' is described by"),
-    "no object": ({"x": 3}, b"", "tensor 'x' is described by 3"),
-    "dtype": ({"x": entry("F31")}, bytes(8), "'x' has dtype 'F31', expected one of BF16"),
-    "dtype type": ({"x": entry(["F32"])}, bytes(8), "'x' has dtype .'F32'., expected one of"),
-    "negative": ({"x": entry(shape=(-2,))}, bytes(8), r"'x' has shape \[-2\]"),
-    "fraction": ({"x": entry(shape=(2.0,))}, bytes(8), r"'x' has shape \[2.0\]"),
-    "boolean": ({"x": entry(shape=(True, 2))}, bytes(8), r"'x' has shape \[True, 2\]"),
-    "shape type": (ONE | {"x": ONE["x"] | {"shape": 2}}, bytes(8), "'x' has shape 2"),
-    "rank": ({"x": entry(shape=(1,) * 40)}, bytes(4), "expected at most 32 sizes"),
-    "overflow": ({"x": entry(shape=(2**62, 2**62, 0))}, b"", "more numbers than a file can hold"),
-    "many": ({"x": entry(shape=(2**40,))}, bytes(8), "'x' has 8 bytes, expected 4398046511104"),
-    "backwards": ({"x": entry(offsets=(8, 0))}, bytes(8), r"has data_offsets \[8, 0\]"),
-    "three offsets": ({"x": entry(offsets=(0, 4, 8))}, bytes(8), "has data_offsets"),
-    "overlap": (ONE | {"y": entry(offsets=(4, 12))}, bytes(12), "tensor 'y' overlaps"),
-    "same bytes": (ONE | {"y": entry()}, bytes(8), "tensor 'y' overlaps"),
-    "gap": (ONE | {"y": entry(offsets=(12, 20))}, bytes(20), "tensor 'y' leaves a gap"),
-    "late start": ({"x": entry(offsets=(4, 12))}, bytes(12), "tensor 'x' leaves a gap"),
-    "truncated": (ONE, bytes(7), r"it is truncated: \d+ bytes, expected \d+"),
-    "trailing": (ONE, bytes(9), "it has bytes that belong to no tensor"),
+    "empty": (b"", None, "header too small"),
+    "not json": (b"{'x': 1}", b"", "invalid JSON"),
+    "not utf-8": (b'{"\xff": 1}', b"", "invalid UTF-8"),
+    "too deep": (b'{"x":' + b"[" * 200_000, b"", "recursion limit"),
+    "long integer": (b'{"x": ' + b"9" * 5000 + b"}", b"", "number out of range"),
+    "a list": (b"[]", b"", "invalid type: sequence"),
+    "leading space": (b' {"x": 1}', b"", "invalid JSON"),
+    "metadata": ({"__metadata__": {"format": 1}}, b"", "expected a string"),
+    "named twice": (b'{"x": {}, "x": {}}', b"", "missing field"),
+    "key missing": ({"x": {"dtype": "F32", "shape": []}}, b"", "missing field `data_offsets`"),
+    "no object": ({"x": 3}, b"", "invalid type: integer `3`"),
+    "dtype": ({"x": entry("F31")}, bytes(8), "unknown variant `F31`"),
+    "dtype type": ({"x": entry(["F32"])}, bytes(8), "invalid type"),
+    "negative": ({"x": entry(shape=(-2,))}, bytes(8), "integer `-2`"),
+    "fraction": ({"x": entry(shape=(2.0,))}, bytes(8), "floating point `2.0`"),
+    "boolean": ({"x": entry(shape=(True, 2))}, bytes(8), "boolean `true`"),
+    "shape type": (ONE | {"x": ONE["x"] | {"shape": 2}}, bytes(8), "integer `2`"),
+    "rank": ({"x": entry(shape=(1,) * 40, offsets=(0, 4))}, bytes(4), "more than an array can"),
+    "too large": ({"x": entry(shape=(2**63, 0), offsets=(0, 0))}, b"", "more than an array can"),
+    "no dtype of NumPy": ({"x": entry("F8_E8M0", (8,))}, bytes(8), "dtype F8_E8M0, expected one"),
+    "overflow": ({"x": entry(shape=(2**62, 2**62, 0))}, b"", "overflow"),
+    "many": ({"x": entry(shape=(2**40,))}, bytes(8), "invalid shape"),
+    "backwards": ({"x": entry(offsets=(8, 0))}, bytes(8), "invalid offset for tensor `x`"),
+    "three offsets": ({"x": entry(offsets=(0, 4, 8))}, bytes(8), "invalid length 3"),
+    "overlap": (ONE | {"y": entry(offsets=(4, 12))}, bytes(12), "invalid offset for tensor `y`"),
+    "same bytes": (ONE | {"y": entry()}, bytes(8), "invalid offset for tensor"),
+    "gap": (ONE | {"y": entry(offsets=(12, 20))}, bytes(20), "invalid offset for tensor `y`"),
+    "late start": ({"x": entry(offsets=(4, 12))}, bytes(12), "invalid offset for tensor `x`"),
+    "truncated": (ONE, bytes(7), "it is truncated"),
+    "trailing": (ONE, bytes(9), "bytes that belong to no tensor"),
 }
 
 
@@ -142,13 +144,10 @@ def test_a_bad_header_is_refused_in_one_line(tmp_path, header, data, message):
 
 
 @pytest.mark.parametrize("length", [9, 2**20, 100_000_001, 2**64 - 1])
-def test_a_header_longer_than_the_file_is_not_allocated(tmp_path, length):
+def test_a_header_longer_than_the_file_is_refused(tmp_path, length):
     path = write(tmp_path / "x.safetensors", b"{}      ", length=length)
-    tracemalloc.start()
-    with pytest.raises(UserError, match=f"it claims a header of {length} bytes"):
+    with pytest.raises(UserError, match=r"invalid header length|header too large"):
         read_header(path)
-    assert tracemalloc.get_traced_memory()[1] < 2**20
-    tracemalloc.stop()
 
 
 def test_a_file_cut_after_its_header_was_read_is_named(tmp_path):
