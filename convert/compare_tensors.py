@@ -131,9 +131,9 @@ def _expected(
     family, ignored, notes = hf.family, set(), []
     params, own = layout.params(family.whole, cfg), {row.jax for row in family.rows(cfg)}
     lacking = [param.row for param in params if param.row.jax not in own]
+    held = any(name in hf.tensors for row in lacking for name in row.names())
     origin = manifest.read(folder)
-    was_drawn = origin is not None and origin.gates == "initialised"
-    if was_drawn and not any(name in hf.tensors for row in lacking for name in row.names()):
+    if lacking and not held and origin is not None and origin.gates == "initialised":
         ignored |= {row.jax for row in lacking}
         params = [param for param in params if param.row.jax in own]
         notes.append(

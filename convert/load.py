@@ -17,8 +17,9 @@ from videonsa_jax.errors import UserError
 
 
 def is_hf(path: str | pathlib.Path) -> bool:
-    """Whether a folder is one of Hugging Face's; a checkpoint has no config.json at its top."""
-    return (pathlib.Path(path) / directory.CONFIG).is_file()
+    """Whether a folder is one of Hugging Face's; a checkpoint has no config at its top."""
+    names = (directory.CONFIG, directory.ADAPTER_CONFIG)
+    return any((pathlib.Path(path) / name).is_file() for name in names)
 
 
 def load_hf(

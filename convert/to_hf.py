@@ -78,7 +78,10 @@ def run(args: argparse.Namespace) -> int:
     family = registry.of_checkpoint(args.source)
     cfg = checkpoint.load_model_config(args.source, family.config)
     if args.architecture != "auto":
-        family = registry.FAMILIES[args.architecture]
+        asked = registry.FAMILIES[args.architecture]
+        if asked.whole is not family.whole:
+            raise UserError(f"--architecture={asked.name}: {args.source} holds {family.name}")
+        family = asked
     source = _open_source(args.source, family, cfg, args.dtype)
     carried = _carried_folder(args.source, args.files)
     config = family.write_config(

@@ -29,9 +29,13 @@ def register(family: Family) -> None:
 
 def find(config: Mapping[str, Any]) -> Family | None:
     """The family of a config.json, by the first class that it names, or else by its model type."""
-    key, value = _identity(config)
-    first = value[0] if isinstance(value, list) else value
-    return next((family for family in FAMILIES.values() if getattr(family, key) == first), None)
+    named = config.get("architectures")
+    for family in FAMILIES.values():
+        if named and isinstance(named, list) and family.architecture == named[0]:
+            return family
+        if not named and family.model_type == config.get("model_type"):
+            return family
+    return None
 
 
 def of_config(config: Mapping[str, Any]) -> Family:
@@ -42,19 +46,14 @@ def of_config(config: Mapping[str, Any]) -> Family:
     """
     if (family := find(config)) is not None:
         return family
-    key, value = _identity(config)
-    field = "architectures" if key == "architecture" else key
+    field, key = "model_type", "model_type"
+    if config.get("architectures"):
+        field, key = "architectures", "architecture"
     allowed = dict.fromkeys(getattr(family, key) for family in FAMILIES.values())
     raise UserError(
-        f"config.json: {field}={value!r} is not supported; allowed: {' or '.join(allowed)}"
+        f"config.json: {field}={config.get(field)!r} is not supported; "
+        f"allowed: {' or '.join(allowed)}"
     )
-
-
-def _identity(config: Mapping[str, Any]) -> tuple[str, Any]:
-    """The field of `Family` that decides, and what a config.json says of it."""
-    if named := config.get("architectures"):
-        return "architecture", named
-    return "model_type", config.get("model_type")
 
 
 def of_checkpoint(folder: str | pathlib.Path) -> Family:

@@ -82,6 +82,14 @@ def test_changed_numbers_are_named_the_largest_first(plain, tmp_path, capsys):
     assert rows[1][:3] == ["0.25", "1", f"{size:,}"]
 
 
+def test_drawn_gates_are_compared_with_those_of_a_folder_that_has_some(plain, tmp_path, capsys):
+    hf_folder.write(tmp_path / "hf", CFG, gates=True)
+    code, out = _output(capsys, tmp_path / "hf", plain[0] / "checkpoint", "--no-logits")
+    assert code == 1
+    assert f"{len(plain[1]) + 4 * CFG.text.num_layers} compared" in out
+    assert "initialised" not in out
+
+
 def test_a_number_that_became_nan_differs(plain, tmp_path, capsys):
     tensors = {name: x.copy() for name, x in plain[1].items()}
     tensors[UP][0, 0] = np.nan

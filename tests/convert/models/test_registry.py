@@ -105,6 +105,8 @@ def test_what_a_family_cannot_do_is_one_line(source, tmp_path, capsys):
     capsys.readouterr()
     assert main(["logits", str(weights), str(tmp_path / "x.npz"), str(tmp_path / "y.npz")]) == 1
     assert "toy is not configured as Qwen2.5-VL is" in capsys.readouterr().err
+    assert main(["to-hf", str(weights), str(tmp_path / "z"), "--architecture=videonsa"]) == 1
+    assert f"--architecture=videonsa: {weights} holds toy" in capsys.readouterr().err
     hf_folder.write(tmp_path / "other", small_models.config())
     assert main(["verify", str(tmp_path / "other"), str(weights)]) == 1
     assert "is of the family qwen2_5_vl" in capsys.readouterr().err
@@ -132,5 +134,7 @@ def test_two_families_of_one_name_are_refused():
 
 def test_a_config_that_names_no_class_is_known_by_its_type():
     assert registry.of_config({"model_type": "qwen2_5_vl"}).name == "qwen2_5_vl"
+    with pytest.raises(UserError, match="architectures='Qwen2_5_VLForConditionalGeneration' is n"):
+        registry.of_config({"architectures": "Qwen2_5_VLForConditionalGeneration"})
     with pytest.raises(UserError, match=r"model_type='llama' is not supported; allowed: qwen2_5_v"):
         registry.of_config({"model_type": "llama"})

@@ -42,23 +42,6 @@ def test_gates_have_the_released_names_and_layout():
     )
 
 
-@pytest.mark.parametrize(
-    ("state_dict", "hub"),
-    [
-        ("model.language_model.layers.3.mlp.up_proj.weight", "model.layers.3.mlp.up_proj.weight"),
-        ("model.language_model.embed_tokens.weight", "model.embed_tokens.weight"),
-        ("model.visual.blocks.0.attn.qkv.bias", "visual.blocks.0.attn.qkv.bias"),
-        ("lm_head.weight", "lm_head.weight"),
-    ],
-)
-def test_both_spellings_are_one_name(state_dict, hub):
-    prefixes = videonsa.FAMILY.prefixes
-    assert names.canonical(state_dict, prefixes) == names.canonical(hub, prefixes) == hub
-    if hub != state_dict:
-        with pytest.raises(ValueError, match="two spellings"):
-            names.canonical_names([hub, state_dict], prefixes)
-
-
 @pytest.mark.torch
 @pytest.mark.parametrize("preset", [name for name in PRESETS if name != "tiny"])
 def test_rows_have_the_names_and_shapes_of_transformers(preset):
