@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
     if not out.absolute().parent.is_dir():
         raise UserError(f"{out}: its folder does not exist; make it first")
     family = registry.of_checkpoint(args.checkpoint)
-    cfg = checkpoint.load_model_config(args.checkpoint, family.config)
+    cfg = checkpoint.load_model_config(args.checkpoint, family.config_class)
     if not isinstance(cfg, ModelConfig):
         raise UserError(
             f"{args.checkpoint}: {family.name} is not configured as Qwen2.5-VL is, whose arrays "

@@ -76,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
     limit = parse_size(args.max_shard_size)
     made_by = manifest.read(args.source)
     family = registry.of_checkpoint(args.source)
-    cfg = checkpoint.load_model_config(args.source, family.config)
+    cfg = checkpoint.load_model_config(args.source, family.config_class)
     if args.architecture != "auto":
         asked = registry.FAMILIES[args.architecture]
         if asked.whole is not family.whole:

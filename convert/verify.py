@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
       UserError: a side cannot be read.
     """
     family = registry.of_checkpoint(args.checkpoint)
-    cfg = checkpoint.load_model_config(args.checkpoint, family.config)
+    cfg = checkpoint.load_model_config(args.checkpoint, family.config_class)
     hf = peft_adapter.open_hf(args.hf_dir, args.base, report=print)
     if hf.family.whole is not family.whole:
         raise UserError(

@@ -49,7 +49,7 @@ class HFDirectory:
           UserError: `config` is not understood, or of a family with another class of config.
         """
         family = self.family
-        if not isinstance(cfg, family.config):
+        if not isinstance(cfg, family.config_class):
             raise UserError(f"{self.path} is of the family {family.name}, which is another model")
         ours = parse.flatten(cfg)
         theirs = parse.flatten(family.read_config(self.config, cfg.attention))

@@ -8,22 +8,22 @@ from flax import nnx
 
 from convert.weights.table import Row
 
-Config = Any  # a family's own class, see `Family.config`
+Config = Any  # a family's own class, see `Family.config_class`
 
 
 @dataclasses.dataclass(frozen=True)
 class Family:
     """A model's names, layouts and config on both sides.
 
-    `config` is a frozen dataclass of numbers, strings, tuples and such dataclasses: a checkpoint
-    stores it as JSON. It has a field `attention`, the mode that the model computes in, and, if the
-    model can have adapters, `lora`.
+    `config_class` is a frozen dataclass of numbers, strings, tuples and such dataclasses: a
+    checkpoint stores it as JSON. It has a field `attention`, the mode that the model computes in,
+    and, if the model can have adapters, `lora`.
     """
 
     name: str  # of --architecture and in manifests
     architecture: str  # the class that its config.json names first
     model_type: str  # of its config.json
-    config: type
+    config_class: type
     model: Callable[..., nnx.Module]  # model(cfg, rngs=...) has the parameters that `rows` name
     rows: Callable[[Config], tuple[Row, ...]]
     # A parsed config.json, and the mode of attention, or None for the family's own -> config.

@@ -179,12 +179,12 @@ def newest_step(folder: str | pathlib.Path) -> int:
         return manager.latest_step()
 
 
-def load_model_config(folder: str | pathlib.Path, config: type = ModelConfig) -> Any:
+def load_model_config(folder: str | pathlib.Path, config_class: type = ModelConfig) -> Any:
     """The model that the newest parameters of a folder belong to.
 
     Args:
       folder: a run's working directory, or a folder of checkpoints.
-      config: the class of its config.
+      config_class: of its config.
 
     Raises:
       UserError: there is no checkpoint.
@@ -192,7 +192,7 @@ def load_model_config(folder: str | pathlib.Path, config: type = ModelConfig) ->
     with _open(folder) as manager:
         args = ocp.args.Composite(config=ocp.args.JsonRestore())
         stored = manager.restore(manager.latest_step(), args=args).config
-    return parse.build(config, stored["model"])
+    return parse.build(config_class, stored["model"])
 
 
 def _open(folder: str | pathlib.Path) -> ocp.CheckpointManager:
