@@ -16,6 +16,7 @@ import numpy as np
 from absl import app, flags, logging
 from jax.sharding import AbstractMesh, Mesh, NamedSharding
 
+from convert import load
 from videonsa_jax.aot import estimate, programs
 from videonsa_jax.config import parse
 from videonsa_jax.config.run import RunConfig
@@ -216,7 +217,9 @@ def _begin(
         return state, step_fn
     source = cfg.train.init_from
     weights = None
-    if source is not None:
+    if source is not None and load.is_hf(source):
+        weights = load.load_hf(source, cfg.model, abstract.params, seed=cfg.seed)
+    elif source is not None:
         weights = checkpoint.load_params(source, abstract.params, may_lack=is_adapter)
     return state_lib.initial_state(cfg, optimizer, abstract, weights), step_fn
 

@@ -9,6 +9,7 @@ processes of their own, compares the hashes of every tensor, and removes all of 
 
 import argparse
 import dataclasses
+import functools
 import hashlib
 import importlib.metadata
 import json
@@ -18,14 +19,19 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 
 import ml_dtypes
 import numpy as np
 
 from benchmarks.device import processor_name
-from convert import hf_config, hf_directory, layout, manifest, qwen2_5_vl, to_hf, videonsa
-from convert.safetensors_io import Spec, write_file
+from convert import to_hf
+from convert.hf import directory
+from convert.hf.safetensors import Spec, Stored, create_file
+from convert.models import videonsa
+from convert.models.family import Family
+from convert.models.qwen2_5_vl import family as qwen2_5_vl
+from convert.store import manifest
+from convert.weights import layout
 from videonsa_jax.config.schema import PRESETS, ModelConfig
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -57,44 +63,52 @@ class Measurement:
 
 def specs(cfg: ModelConfig, *, gates: bool) -> list[Spec]:
     """The tensors of a model's checkpoint on the hub."""
-    rows = videonsa.rows(cfg) if gates else qwen2_5_vl.rows(cfg)
     return [
         Spec(name, DTYPE, param.torch_shape)
-        for param in layout.params(cfg, rows)
+        for param in layout.params(_family(gates=gates), cfg)
         for name in param.row.names()
     ]
+
+
+def _family(*, gates: bool) -> Family:
+    return videonsa.FAMILY if gates else qwen2_5_vl.FAMILY
 
 
 def synthesize(folder: pathlib.Path, cfg: ModelConfig, *, gates: bool) -> dict[str, str]:
     """Writes a folder of random weights; returns the hash of each tensor."""
     folder.mkdir()
-    architecture = "videonsa" if gates else "qwen2_5_vl"
-    config = hf_config.to_hf(cfg, architecture=architecture, dtype=DTYPE.name)
-    (folder / hf_directory.CONFIG).write_text(json.dumps(config))
+    config = _family(gates=gates).write_config(cfg, dtype=DTYPE.name)
+    (folder / directory.CONFIG).write_text(json.dumps(config))
     shards = to_hf.split(specs(cfg, gates=gates), SHARD_BYTES)
     hashes: dict[str, str] = {}
     weight_map = {}
     for name, shard in zip(to_hf.shard_names(len(shards)), shards, strict=True):
-        write_file(folder / name, shard, _pieces(shard, hashes), {"format": "pt"})
-        weight_map |= {spec.name: name for spec in shard}
+        for tensor in create_file(folder / name, shard, {"format": "pt"}).values():
+            hashes[tensor.name] = _fill(tensor)
+            weight_map[tensor.name] = name
     if len(shards) > 1:
-        (folder / hf_directory.INDEX).write_text(json.dumps({"weight_map": weight_map}))
+        (folder / directory.INDEX).write_text(json.dumps({"weight_map": weight_map}))
     return hashes
 
 
-def _pieces(shard: list[Spec], hashes: dict[str, str]) -> Iterator[np.ndarray]:
-    """Each piece is a part, at a place of its own, of one sequence drawn from N(0, 0.02**2)."""
+def _fill(tensor: Stored) -> str:
+    """Pieces, each from a place of its own, of one sequence drawn from N(0, 0.02**2); a hash."""
+    drawn = _drawn()
+    digest = hashlib.sha256()
+    rng = np.random.default_rng(list(tensor.name.encode()))
+    out = tensor.map(writable=True).reshape(-1)
+    for at in range(0, out.size, PIECE):
+        part = out[at : at + PIECE]
+        begin = rng.integers(PIECE)
+        part[:] = drawn[begin : begin + part.size]
+        digest.update(part.view(np.uint8))
+    return digest.hexdigest()
+
+
+@functools.cache
+def _drawn() -> np.ndarray:
     rng = np.random.default_rng(0)
-    drawn = (0.02 * rng.standard_normal(2 * PIECE, np.float32)).astype(DTYPE)
-    for spec in shard:
-        digest = hashlib.sha256()
-        rng = np.random.default_rng(list(spec.name.encode()))
-        for left in range(spec.nbytes // DTYPE.itemsize, 0, -PIECE):
-            begin = rng.integers(PIECE)
-            piece = drawn[begin : begin + min(left, PIECE)]
-            digest.update(piece.view(np.uint8))
-            yield piece
-        hashes[spec.name] = digest.hexdigest()
+    return (0.02 * rng.standard_normal(2 * PIECE, np.float32)).astype(DTYPE)
 
 
 def measure(*argv: str | os.PathLike) -> Measurement:

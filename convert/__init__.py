@@ -1,1 +1,1 @@
-"""Weights between Hugging Face checkpoints and this model: tables of rows and their walkers."""
+"""Weights between Hugging Face folders and checkpoints of this model: the verbs and their parts."""

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import jax
 from absl import logging
 
-from convert import from_hf, listing, logits, to_hf, verify
+from convert import from_hf, inspect, logits, to_hf, verify
 from videonsa_jax.errors import UserError
 from videonsa_jax.training import checkpoint_steps
 
@@ -16,7 +16,7 @@ VERBS = {
     "from-hf": from_hf,
     "to-hf": to_hf,
     "verify": verify,
-    "inspect": listing,
+    "inspect": inspect,
     "logits": logits,
 }
 COMPUTING = ("verify", "logits")

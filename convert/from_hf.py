@@ -1,4 +1,4 @@
-"""Converts a Hugging Face folder of Qwen2.5-VL or VideoNSA to a checkpoint of this model."""
+"""Converts a Hugging Face folder, of Qwen2.5-VL or VideoNSA, to a checkpoint of this model."""
 
 import argparse
 import pathlib
@@ -7,22 +7,15 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from convert import (
-    destination,
-    hf_config,
-    layout,
-    manifest,
-    matching,
-    orbax_stream,
-    peft_adapter,
-    tiles,
-)
-from convert.hf_directory import HFDirectory
-from convert.layout import Box, Param
-from convert.manifest import Hashes, Manifest, Record
-from convert.matching import DTYPES, Match
-from convert.orbax_stream import Index, LazyArray
-from videonsa_jax.config.schema import ModelConfig
+from convert.hf import peft_adapter
+from convert.hf.directory import HFDirectory
+from convert.models.family import Config
+from convert.store import manifest, orbax_stream, partial_output, tiles
+from convert.store.manifest import Hashes, Manifest, Record
+from convert.store.orbax_stream import Index, LazyArray
+from convert.weights import layout, weight_match
+from convert.weights.layout import Box, Param
+from convert.weights.weight_match import DTYPES, Match
 from videonsa_jax.errors import UserError
 from videonsa_jax.model.attention_modes import ATTENTION
 from videonsa_jax.progress import Progress
@@ -56,17 +49,16 @@ def run(args: argparse.Namespace) -> int:
       UserError: what the user can mend; the destination is then absent, or marked incomplete.
     """
     source = peft_adapter.open_hf(args.source, args.base, report=print)
-    cfg = hf_config.from_hf(source.config, attention=args.attention)
-    found = matching.match(
+    cfg = source.family.read_config(source.config, args.attention)
+    found = weight_match.match(
         source,
         cfg,
-        needs_gates=hf_config.is_videonsa(source.config),
         seed=args.seed,
         allow_unexpected=args.allow_unexpected,
         report=print,
     )
     dtypes = {param.row.jax: _dtype(found, param, args.dtype) for param in found.params}
-    with destination.new_folder(args.destination) as folder:
+    with partial_output.new_folder(args.destination) as folder:
         tensors = _write_params(folder, found, cfg, dtypes)
         _carry(source, folder / CARRIED)
         manifest.write(
@@ -87,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _write_params(
-    folder: pathlib.Path, found: Match, cfg: ModelConfig, dtypes: dict[str, np.dtype]
+    folder: pathlib.Path, found: Match, cfg: Config, dtypes: dict[str, np.dtype]
 ) -> dict[str, Record]:
     hashes = Hashes()
     total = sum(tensor.nbytes for tensor in found.tensors.values())

@@ -8,33 +8,48 @@ import numpy as np
 from absl import logging
 from flax import traverse_util
 
-from convert import hf_config, hf_directory, matching
-from convert.layout import Param
-from convert.matching import Match
-from videonsa_jax.config.schema import ModelConfig
+from convert.hf import directory
+from convert.models.family import Config
+from convert.weights import weight_match
+from convert.weights.layout import Param
+from convert.weights.weight_match import Match
 from videonsa_jax.errors import UserError
 
 
+def is_hf(path: str | pathlib.Path) -> bool:
+    """Whether a folder is one of Hugging Face's; a checkpoint has no config at its top."""
+    names = (directory.CONFIG, directory.ADAPTER_CONFIG)
+    return any((pathlib.Path(path) / name).is_file() for name in names)
+
+
 def load_hf(
-    path: str | pathlib.Path, cfg: ModelConfig, abstract: dict[str, Any], *, seed: int = 0
+    path: str | pathlib.Path, cfg: Config, abstract: dict[str, Any], *, seed: int = 0
 ) -> dict[str, Any]:
     """Reads what this process's devices hold, and nothing else.
 
     Args:
       path: folder with config.json and safetensors.
-      cfg: the model, for example `convert.hf_config.from_hf` of the folder's config.
+      cfg: the model; what a run may choose, like the mode of attention, need not be the folder's.
       abstract: nested `jax.ShapeDtypeStruct`s with shardings, of all parameters.
-      seed: of the gates, where the folder has none.
+      seed: of what the folder lacks, for example the gates of stock Qwen2.5-VL.
 
     Returns:
-      Arrays as `abstract` describes them, nested alike.
+      Arrays as `abstract` describes them, nested alike; without adapters, which no folder has.
 
     Raises:
-      UserError: the folder's tensors are not those of `cfg`.
+      UserError: the folder's config or tensors are not those of `cfg`.
     """
-    source = hf_directory.open_hf(path)
-    needs_gates = hf_config.is_videonsa(source.config)
-    found = matching.match(source, cfg, needs_gates=needs_gates, seed=seed, report=logging.info)
+    source = directory.open_hf(path)
+    differ = source.differing_fields(cfg)
+    free = (*source.family.free_fields, "lora.")
+    wrong = [line for name, line in differ.items() if not name.startswith(free)]
+    if wrong:
+        raise UserError(
+            f"model.{'; model.'.join(wrong[:3])}{f'; and {len(wrong) - 3} more' * (len(wrong) > 3)}"
+            "; set them as the folder's config.json does, or choose its preset"
+        )
+    report = logging.warning if jax.process_index() == 0 else logging.info
+    found = weight_match.match(source, cfg, seed=seed, report=report)
     wanted = traverse_util.flatten_dict(abstract, sep="/")
     loaded = {}
     for param in found.params:

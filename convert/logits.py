@@ -12,12 +12,13 @@ import jax
 import numpy as np
 from flax import nnx
 
+from convert.models import registry
+from convert.models.family import Family
 from videonsa_jax.batch import Batch
 from videonsa_jax.config.schema import ComputeConfig, ModelConfig
 from videonsa_jax.data import hf_inputs, pack
 from videonsa_jax.errors import UserError
 from videonsa_jax.model.attention_modes import ATTENTION
-from videonsa_jax.model.model import VideoNSA
 from videonsa_jax.training import checkpoint
 
 Arrays = Mapping[str, np.ndarray]
@@ -57,7 +58,13 @@ def run(args: argparse.Namespace) -> int:
     out = pathlib.Path(args.out)
     if not out.absolute().parent.is_dir():
         raise UserError(f"{out}: its folder does not exist; make it first")
-    cfg = checkpoint.load_model_config(args.checkpoint)
+    family = registry.of_checkpoint(args.checkpoint)
+    cfg = checkpoint.load_model_config(args.checkpoint, family.config_class)
+    if not isinstance(cfg, ModelConfig):
+        raise UserError(
+            f"{args.checkpoint}: {family.name} is not configured as Qwen2.5-VL is, whose arrays "
+            "this verb takes"
+        )
     if args.attention is not None:
         cfg = dataclasses.replace(cfg, attention=args.attention)
     inputs = read_inputs(args.inputs, cfg)
@@ -65,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
         batch, columns = to_batch(inputs, cfg)
     except ValueError as error:
         raise UserError(f"{args.inputs}: {error}") from error
-    values = compute(cfg, checkpoint.load_params(args.checkpoint), batch)
+    values = compute(family, cfg, checkpoint.load_params(args.checkpoint), batch)
     logits = hf_inputs.to_columns(values, columns, inputs["input_ids"].shape[1])
     if not np.isfinite(logits).all():
         raise UserError(
@@ -97,16 +104,17 @@ def to_batch(inputs: Arrays, cfg: ModelConfig) -> tuple[Batch, Sequence[np.ndarr
     return Batch(**fields, frame_patches=pack.frame_patches(grids, cfg)), columns
 
 
-def compute(cfg: ModelConfig, params: dict[str, Any], batch: Batch) -> np.ndarray:
+def compute(family: Family, cfg: ModelConfig, params: dict[str, Any], batch: Batch) -> np.ndarray:
     """Logits f32[b s v] of the text stream, computed in float32.
 
     Args:
+      family: whose model is run.
       cfg: what the parameters belong to; its `attention` is used.
       params: nested; any dtype, a layer is cast when it is used.
       batch: of token ids within the vocabulary.
     """
     settings = ComputeConfig(dtype="float32", remat="none")
-    model = nnx.eval_shape(lambda: VideoNSA(cfg, compute=settings, rngs=nnx.Rngs(0)))
+    model = nnx.eval_shape(lambda: family.model(cfg, compute=settings, rngs=nnx.Rngs(0)))
     model = nnx.merge(nnx.split(model)[0], params)
     with jax.default_matmul_precision("highest"):  # accelerators round float32 products otherwise
         logits = jax.jit(lambda model, batch: model.logits(model(batch)[0]))(model, batch)

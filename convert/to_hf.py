@@ -12,34 +12,22 @@ import shutil
 from collections.abc import Sequence
 from typing import Any
 
-from convert import (
-    adapters,
-    destination,
-    hf_config,
-    hf_directory,
-    layout,
-    manifest,
-    orbax_stream,
-    qwen2_5_vl,
-    safetensors_io,
-    tiles,
-    videonsa,
-)
-from convert.adapters import Adapter
 from convert.from_hf import CARRIED
-from convert.hf_config import Architecture
-from convert.layout import Param
-from convert.manifest import Manifest, Record
-from convert.matching import DTYPES
-from convert.orbax_stream import StoredArray
-from convert.safetensors_io import Spec, Stored
-from convert.table import Row
-from videonsa_jax.config.schema import ModelConfig
+from convert.hf import directory
+from convert.hf.safetensors import Spec, Stored, create_file
+from convert.models import registry
+from convert.models.family import Config, Family
+from convert.store import manifest, orbax_stream, partial_output, tiles
+from convert.store.manifest import Manifest, Record
+from convert.store.orbax_stream import StoredArray
+from convert.weights import layout, lora_merge
+from convert.weights.layout import Param
+from convert.weights.lora_merge import Adapter
+from convert.weights.weight_match import DTYPES
 from videonsa_jax.errors import UserError
 from videonsa_jax.progress import Progress
 from videonsa_jax.training import checkpoint
 
-ROWS = {"qwen2_5_vl": qwen2_5_vl.rows, "videonsa": videonsa.rows}
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 
@@ -47,7 +35,7 @@ _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**
 class Source:
     """A checkpoint that has been looked at but not read."""
 
-    params: list[Param]  # of the architecture that is written
+    params: list[Param]  # of the family that is written
     arrays: dict[str, StoredArray]
     adapters: dict[str, Adapter]  # to be added to arrays
     specs: list[Spec]  # the tensors to write, in their order
@@ -63,10 +51,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--architecture",
-        choices=("auto", *ROWS),
+        choices=("auto", *registry.FAMILIES),
         default="auto",
-        help="qwen2_5_vl leaves the gates out; auto: what untrained weights were converted from, "
-        "else videonsa",
+        help="of the folder; one without gates leaves them out; auto: what untrained weights were "
+        "converted from, else VideoNSA",
     )
     parser.add_argument(
         "--dtype", choices=("keep", *DTYPES), default="keep", help="of the written weights"
@@ -86,29 +74,31 @@ def run(args: argparse.Namespace) -> int:
       UserError: what the user can mend; the destination is then absent, or marked incomplete.
     """
     limit = parse_size(args.max_shard_size)
-    cfg = checkpoint.load_model_config(args.source)
     made_by = manifest.read(args.source)
-    architecture = args.architecture
-    if architecture == "auto":
-        architecture = "videonsa" if made_by is None else made_by.architecture
-    source = _open_source(args.source, ROWS[architecture](cfg), cfg, args.dtype)
+    family = registry.of_checkpoint(args.source)
+    cfg = checkpoint.load_model_config(args.source, family.config_class)
+    if args.architecture != "auto":
+        asked = registry.FAMILIES[args.architecture]
+        if asked.whole is not family.whole:
+            raise UserError(f"--architecture={asked.name}: {args.source} holds {family.name}")
+        family = asked
+    source = _open_source(args.source, family, cfg, args.dtype)
     carried = _carried_folder(args.source, args.files)
-    config = hf_config.to_hf(
+    config = family.write_config(
         cfg,
-        architecture=architecture,
         dtype=_load_dtype(source.specs),
-        carried=None if carried is None else hf_directory.read_config(carried),
+        carried=None if carried is None else directory.read_config(carried),
     )
-    with destination.new_folder(args.destination) as folder:
+    with partial_output.new_folder(args.destination) as folder:
         files = _create_files(folder, source.specs, limit)
         tensors = _write_tensors(source, files)
-        _write_json(folder / hf_directory.CONFIG, config)
+        _write_json(folder / directory.CONFIG, config)
         if carried is not None:
             _carry(carried, folder)
         gates = "source" if made_by is None else made_by.gates
-        made = Manifest(source.origin, architecture, gates, args.dtype, tensors)
+        made = Manifest(source.origin, family.name, gates, args.dtype, tensors)
         manifest.write(folder, made)
-    _report(args, architecture, gates, source, carried)
+    _report(args, family, gates, source, carried)
     return 0
 
 
@@ -127,7 +117,7 @@ def parse_size(text: str) -> int:
 def shard_names(count: int) -> list[str]:
     """The hub's names of a model's files."""
     if count == 1:
-        return [hf_directory.WEIGHTS]
+        return [directory.WEIGHTS]
     return [f"model-{i + 1:05}-of-{count:05}.safetensors" for i in range(count)]
 
 
@@ -143,10 +133,10 @@ def split(specs: Sequence[Spec], limit: int) -> list[list[Spec]]:
     return shards
 
 
-def _open_source(folder: str, rows: Sequence[Row], cfg: ModelConfig, policy: str) -> Source:
+def _open_source(folder: str, family: Family, cfg: Config, policy: str) -> Source:
     step, stored = orbax_stream.stored_params(folder)
-    arrays, merged = adapters.split(stored, cfg.lora)
-    params = layout.params(cfg, videonsa.rows(cfg))
+    arrays, merged = lora_merge.split(stored, getattr(cfg, "lora", None))
+    params = layout.params(family.whole, cfg)
     expected = {param.row.jax: param.shape for param in params}
     found = {path: array.shape for path, array in arrays.items()}
     if wrong := sorted(dict(expected.items() ^ found.items())):
@@ -154,7 +144,7 @@ def _open_source(folder: str, rows: Sequence[Row], cfg: ModelConfig, policy: str
             f"{folder}: parameter {wrong[0]} is {found.get(wrong[0], 'missing')}, expected "
             f"{expected.get(wrong[0], 'none')} by its config; the checkpoint is damaged"
         )
-    written = {row.jax for row in rows}
+    written = {row.jax for row in family.rows(cfg)}
     params = [param for param in params if param.row.jax in written]
     specs = []
     for param in params:
@@ -176,13 +166,13 @@ def _create_files(folder: pathlib.Path, specs: Sequence[Spec], limit: int) -> di
     shards = split(specs, limit)
     stored: dict[str, Stored] = {}
     for name, shard in zip(shard_names(len(shards)), shards, strict=True):
-        stored |= safetensors_io.create_file(folder / name, shard, {"format": "pt"})
+        stored |= create_file(folder / name, shard, {"format": "pt"})
     if len(shards) > 1:
         index = {
             "metadata": {"total_size": sum(spec.nbytes for spec in specs)},
             "weight_map": {name: tensor.file.name for name, tensor in stored.items()},
         }
-        _write_json(folder / hf_directory.INDEX, index)
+        _write_json(folder / directory.INDEX, index)
     return stored
 
 
@@ -243,8 +233,8 @@ def _carried_folder(source: str, given: str | None) -> pathlib.Path | None:
 
 
 def _carry(folder: pathlib.Path, to: pathlib.Path) -> None:
-    for file in hf_directory.carried_files(folder):
-        if file.name != hf_directory.CONFIG:
+    for file in directory.carried_files(folder):
+        if file.name != directory.CONFIG:
             shutil.copyfile(file, to / file.name)
 
 
@@ -254,17 +244,18 @@ def _write_json(file: pathlib.Path, value: dict[str, Any]) -> None:
 
 def _report(
     args: argparse.Namespace,
-    architecture: Architecture,
+    family: Family,
     gates: str,
     source: Source,
     carried: pathlib.Path | None,
 ) -> None:
     what = f"{len(source.specs)} tensors of step {source.origin['step']} of {args.source}"
-    print(f"{args.destination}: {what}, architecture {architecture}")
+    print(f"{args.destination}: {what}, architecture {family.name}")
     if source.adapters:
         print(f"{len(source.adapters)} adapters are merged into their weights")
-    if architecture == "qwen2_5_vl":
+    if family.lacks is not None:
         kind = "their initial values" if gates == "initialised" else "trained ones"
-        print(f"the gates are left out: stock Qwen2.5-VL has none; they had {kind}")
+        what = family.lacks.what
+        print(f"the {what} are left out: {family.architecture} has none; they had {kind}")
     if carried is None:
         print("no tokenizer and processor files are written; --files=HF_DIR names some")

@@ -4,10 +4,13 @@ import argparse
 import math
 from collections.abc import Iterator
 
-from convert import comparison, parity, peft_adapter
-from convert.comparison import Report
-from convert.parity import Agreement
+from convert import compare_logits, compare_tensors
+from convert.compare_logits import Agreement
+from convert.compare_tensors import Report
+from convert.hf import peft_adapter
+from convert.models import registry
 from videonsa_jax.config.schema import ModelConfig
+from videonsa_jax.errors import UserError
 from videonsa_jax.training import checkpoint
 
 SHOWN = 10  # lines of one kind; the rest is counted
@@ -37,9 +40,15 @@ def run(args: argparse.Namespace) -> int:
     Raises:
       UserError: a side cannot be read.
     """
-    cfg = checkpoint.load_model_config(args.checkpoint)
+    family = registry.of_checkpoint(args.checkpoint)
+    cfg = checkpoint.load_model_config(args.checkpoint, family.config_class)
     hf = peft_adapter.open_hf(args.hf_dir, args.base, report=print)
-    report = comparison.compare(
+    if hf.family.whole is not family.whole:
+        raise UserError(
+            f"{args.hf_dir} is of the family {hf.family.name}, {args.checkpoint} of {family.name}; "
+            "compare folders of one"
+        )
+    report = compare_tensors.compare(
         hf,
         args.checkpoint,
         cfg,
@@ -47,20 +56,22 @@ def run(args: argparse.Namespace) -> int:
     )
     print("\n".join(_describe(report)))
     passed = report.is_equal
-    missing = parity.missing_packages()
+    missing, transformers_class = compare_logits.missing_packages(), hf.family.transformers_class
     if args.no_logits:
         print("logits: not compared, because of --no-logits")
     elif not report.is_one_model:
         print("logits: not compared, because the sides are not one model")
     elif hf.base is not None:
         print("logits: not compared, because transformers does not merge an adapter by itself")
+    elif transformers_class is None:
+        print(f"logits: not compared, because transformers has no class for {hf.family.name}")
     elif missing:
         print(
             f"logits: not compared, because {' and '.join(missing)} cannot be imported; how "
             "transformers loads the folder is known from its config.json and headers only"
         )
     else:
-        agreement = parity.compare(args.hf_dir, args.checkpoint, cfg, rounded=report.rounded)
+        agreement = compare_logits.compare(hf, args.checkpoint, cfg, rounded=report.rounded)
         print(_describe_logits(agreement, cfg))
         passed = passed and agreement.is_close
     print("PASS" if passed else "FAIL")
@@ -96,12 +107,13 @@ def _first(indent: str, lines: list[str]) -> Iterator[str]:
 
 
 def _describe_logits(agreement: Agreement, cfg: ModelConfig) -> str:
-    advance = parity.as_transformers(cfg).position_advance
+    advance = compare_logits.as_transformers(cfg).position_advance
     of_ours = "" if advance == cfg.position_advance else f", not {cfg.position_advance!r}"
+    version = compare_logits.transformers_version()
     return (
         f"logits: {agreement.tokens} text tokens of a random prompt with a video, dense attention, "
-        f"positions {advance!r} as transformers {parity.transformers_version()} counts{of_ours}\n"
+        f"positions {advance!r} as transformers {version} counts{of_ours}\n"
         f"  largest difference {agreement.largest:.2e} of the largest logit (limit "
-        f"{parity.RELATIVE_LIMIT:.0e}), KL {agreement.divergence:.2e}, "
+        f"{compare_logits.RELATIVE_LIMIT:.0e}), KL {agreement.divergence:.2e}, "
         f"top-1 agreement {agreement.top1:.1%}"
     )

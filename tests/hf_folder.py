@@ -3,13 +3,15 @@
 import hashlib
 import json
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
-from convert import hf_config, names, qwen2_5_vl, table, videonsa
+from convert.models import registry
+from convert.weights import names
+from convert.weights.table import Row
 from tests import small_models
 from videonsa_jax.config.schema import ModelConfig
 
@@ -33,18 +35,32 @@ def write(
     params = small_models.random_params(cfg, seed)
     leaves = jax.tree.leaves_with_path(params)
     flat = {"/".join(x.key for x in path): np.asarray(leaf) for path, leaf in leaves}
-    rows = qwen2_5_vl.rows(cfg)
-    if gates:
-        rows = videonsa.rows(cfg)
-    flat = {row.jax: flat[row.jax].astype(dtype) for row in rows}
-    tensors = {name: np.ascontiguousarray(x) for name, x in table.to_torch(flat, rows).items()}
+    family = registry.FAMILIES["videonsa" if gates else "qwen2_5_vl"]
+    flat = {row.jax: flat[row.jax].astype(dtype) for row in family.rows(cfg)}
+    tensors = to_torch(flat, family.rows(cfg))
     folder.mkdir()
-    architecture = "videonsa" if gates else "qwen2_5_vl"
-    config = hf_config.to_hf(cfg, architecture=architecture, dtype=np.dtype(dtype).name)
+    config = family.write_config(cfg, dtype=np.dtype(dtype).name)
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "tokenizer.json").write_text('{"model": {}}')
     write_tensors(folder, tensors, files=files)
     return tensors
+
+
+def to_torch(params: Mapping[str, np.ndarray], rows: Sequence[Row]) -> dict[str, np.ndarray]:
+    """Parameters by path -> the tensors of a table's rows by canonical name, contiguous."""
+    return {
+        name: np.ascontiguousarray(row.op.to_torch(part))
+        for row in rows
+        for name, part in zip(
+            row.names(), params[row.jax] if row.layers else [params[row.jax]], strict=True
+        )
+    }
+
+
+def to_jax(tensors: Mapping[str, np.ndarray], rows: Sequence[Row]) -> dict[str, np.ndarray]:
+    """The inverse of `to_torch`."""
+    parts = {row: [row.op.to_jax(tensors[name]) for name in row.names()] for row in rows}
+    return {row.jax: np.stack(x) if row.layers else x[0] for row, x in parts.items()}
 
 
 def write_tensors(folder: pathlib.Path, tensors: Mapping[str, np.ndarray], *, files: int) -> None:
@@ -74,8 +90,9 @@ def read_tensors(folder: pathlib.Path) -> dict[str, np.ndarray]:
 
 def rename(folder: pathlib.Path) -> None:
     """Spells the tensors of a one-file folder as state dicts of transformers do."""
-    tensors = read_tensors(folder)
-    write_tensors(folder, {names.module_path(name): x for name, x in tensors.items()}, files=1)
+    hub = (("visual.", "model.visual."), ("model.", "model.language_model."))
+    tensors = {names.canonical(name, hub): x for name, x in read_tensors(folder).items()}
+    write_tensors(folder, tensors, files=1)
 
 
 def digest(folder: pathlib.Path) -> dict[str, str]:

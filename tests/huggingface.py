@@ -4,7 +4,8 @@ import numpy as np
 import torch
 import transformers
 
-from convert import names
+from convert.models.qwen2_5_vl import rows
+from convert.weights import names
 from tests.small_models import END, IMAGE, PAD, VIDEO
 from videonsa_jax.config.schema import ModelConfig
 
@@ -75,7 +76,7 @@ def tensors(model: torch.nn.Module) -> dict[str, np.ndarray]:
     state = model.state_dict()
     if model.config.text_config.tie_word_embeddings:
         del state["lm_head.weight"]
-    return {names.canonical(name): value.numpy() for name, value in state.items()}
+    return {names.canonical(name, rows.PREFIXES): value.numpy() for name, value in state.items()}
 
 
 def torch_inputs(arrays: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:

@@ -1,5 +1,6 @@
 """The training program: it goes on where it was killed, bit for bit, and says what is wrong."""
 
+import dataclasses
 import errno
 import os
 import pathlib
@@ -13,7 +14,8 @@ import numpy as np
 import pytest
 
 import train
-from tests import synthetic, training_program
+from convert.__main__ import main as convert
+from tests import hf_folder, synthetic, training_program
 from videonsa_jax.errors import UserError
 from videonsa_jax.training import checkpoint, metrics, preemption, profiling, workdir_lock
 
@@ -94,6 +96,27 @@ def test_a_run_starts_from_given_weights(tmp_path):
     state = run(tmp_path / "second", data=data, init_from=str(tmp_path / "weights"))
     assert_same_bits(state.params, weights)
     assert state.skipped == 4
+
+
+def test_a_run_starts_from_a_folder_of_hugging_face(tmp_path):
+    """As from its conversion: gates that the folder lacks are drawn from the run's seed."""
+    hf, weights = tmp_path / "hf", tmp_path / "weights"
+    hf_folder.write(hf, synthetic.MODEL, files=2, dtype="bfloat16")
+    cfg = synthetic.run_config(train={"steps": 1, "init_from": str(hf)}, seed=5)
+    data = synthetic.Batches(bad_from=0)  # no update is made
+    got = train.run(cfg, tmp_path / "run", data=data, devices=jax.devices()[:1]).params
+    assert convert(["from-hf", str(hf), str(weights), "--seed=5"]) == 0
+    want = jax.tree.map(lambda x: x.astype(np.float32), checkpoint.load_params(weights))
+    assert_same_bits(got, want)
+
+
+def test_a_folder_of_another_model_is_refused_in_one_line(tmp_path):
+    other = dataclasses.replace(synthetic.MODEL.text, d_ff=64, rope_theta=5e5)
+    hf_folder.write(tmp_path / "hf", dataclasses.replace(synthetic.MODEL, text=other))
+    message = r"^model.text.d_ff is 320, 64 in .*/hf; model.text.rope_theta is 1000000.0, 500000.0"
+    with pytest.raises(UserError, match=message) as error:
+        run(tmp_path / "run", init_from=str(tmp_path / "hf"))
+    assert "\n" not in str(error.value)
 
 
 def test_a_run_that_is_asked_to_stop_saves_and_goes_on_later(tmp_path):

@@ -130,7 +130,7 @@ def _layer_missing(folder):
 
 FROM_HF = {  # what is done to the source, and what the message must name
     _missing_shard: (SHARD, "missing", hf_folder.INDEX),
-    _truncated_shard: (SHARD, "truncated", "expected"),
+    _truncated_shard: (SHARD, "truncated", "download"),
     _text_for_a_shard: (SHARD, "not a valid safetensors file"),
     _index_names_a_tensor_twice: (hf_folder.INDEX, NORM, "twice"),
     _tensor_in_two_files: (NORM, "-of-00003", "only in"),

@@ -14,7 +14,11 @@ import pytest
 from flax import traverse_util
 from jax.sharding import NamedSharding, PartitionSpec
 
-from convert import from_hf, layout, manifest, orbax_stream, qwen2_5_vl, table, to_hf, videonsa
+from convert import from_hf, to_hf
+from convert.models import videonsa
+from convert.models.qwen2_5_vl import rows as stock
+from convert.store import manifest, orbax_stream
+from convert.weights import layout
 from tests import hf_folder, small_models
 from videonsa_jax.errors import UserError
 from videonsa_jax.sharding.mesh import make_mesh
@@ -84,7 +88,7 @@ def test_round_trip_is_bit_identical(tmp_path, cfg, gates, dtype):
 def test_the_checkpoint_is_an_ordinary_one(tmp_path):
     tensors = hf_folder.write(tmp_path / "hf", CFG, gates=True, dtype="bfloat16")
     call(from_hf, tmp_path / "hf", tmp_path / "weights")
-    want = table.to_jax(tensors, videonsa.rows(CFG))
+    want = hf_folder.to_jax(tensors, videonsa.rows(CFG))
     assert_same(flat(checkpoint.load_params(tmp_path / "weights")), want)
     assert checkpoint.newest_step(tmp_path / "weights") == 0
     stored = checkpoint.load_model_config(tmp_path / "weights")
@@ -149,19 +153,19 @@ def test_missing_gates_are_drawn_and_reported(tmp_path, capsys):
 def test_gates_leave_with_the_architecture_that_is_asked_for(tmp_path, capsys):
     hf_folder.write(tmp_path / "hf", CFG)
     call(from_hf, tmp_path / "hf", tmp_path / "weights")
-    stock, added = (
+    without, whole = (
         {name for row in rows for name in row.names()}
-        for rows in (qwen2_5_vl.rows(CFG), videonsa.gate_rows(CFG.text.num_layers))
+        for rows in (stock.rows(CFG), videonsa.rows(CFG))
     )
-    cases = {"auto": stock, "qwen2_5_vl": stock, "videonsa": stock | added}
+    cases = {"auto": without, "qwen2_5_vl": without, "videonsa": whole}
     for architecture, names in cases.items():
         out = tmp_path / architecture
         call(to_hf, tmp_path / "weights", out, f"--architecture={architecture}")
         assert hf_folder.read_tensors(out).keys() == names
         told = "the gates are left out" in capsys.readouterr().out
-        assert told == (names == stock)
+        assert told == (names == without)
         kind = json.loads((out / "config.json").read_text())["architectures"][0]
-        assert kind.startswith("Qwen2_5_VL" if names == stock else "VideoNSA")
+        assert kind.startswith("Qwen2_5_VL" if names == without else "VideoNSA")
 
 
 def test_dtypes_are_kept_or_cast(tmp_path):
@@ -206,7 +210,7 @@ def test_a_trained_run_is_exported_from_its_newest_step(tmp_path, capsys):
         checkpoint.save_params(tmp_path / str(step), sharded, CFG)
         folder.mkdir(parents=True, exist_ok=True)
         (tmp_path / str(step) / "0").rename(folder / str(step))
-    want = table.to_torch(flat(params), videonsa.rows(CFG))
+    want = hf_folder.to_torch(flat(params), videonsa.rows(CFG))
     for at, source in enumerate((tmp_path / "run", folder)):
         out = tmp_path / f"out{at}"
         call(to_hf, source, out, f"--files={tmp_path / 'hf'}", "--max-shard-size=100KB")

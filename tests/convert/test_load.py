@@ -7,7 +7,10 @@ import pytest
 from flax import traverse_util
 from jax.sharding import NamedSharding, PartitionSpec
 
-from convert import layout, load, safetensors_io, table, videonsa
+from convert import load
+from convert.hf.safetensors import Stored
+from convert.models import videonsa
+from convert.weights import layout
 from tests import hf_folder, small_models
 from videonsa_jax.errors import UserError
 from videonsa_jax.sharding.mesh import make_mesh
@@ -29,7 +32,7 @@ def abstract(cfg, axis: int | None, dtype="float32") -> dict[str, jax.ShapeDtype
         sharding = NamedSharding(mesh, PartitionSpec(*split))
         return jax.ShapeDtypeStruct(shape, jnp.dtype(dtype), sharding=sharding)
 
-    return {x.row.jax: place(x.shape) for x in layout.params(cfg, videonsa.rows(cfg))}
+    return {x.row.jax: place(x.shape) for x in layout.params(videonsa.FAMILY, cfg)}
 
 
 def loaded(path, cfg, wanted, **options) -> dict[str, jax.Array]:
@@ -43,7 +46,7 @@ def test_values_and_shardings_are_those_asked_for(tmp_path, cfg, axis):
     tensors = hf_folder.write(tmp_path / "hf", cfg, gates=True, files=2, dtype="bfloat16")
     wanted = abstract(cfg, axis)
     got = loaded(tmp_path / "hf", cfg, wanted)
-    want = table.to_jax(tensors, videonsa.rows(cfg))
+    want = hf_folder.to_jax(tensors, videonsa.rows(cfg))
     assert got.keys() == want.keys()
     for path, value in want.items():
         np.testing.assert_array_equal(got[path], value.astype(np.float32), path, strict=True)
@@ -55,7 +58,7 @@ def test_values_and_shardings_are_those_asked_for(tmp_path, cfg, axis):
 def test_dtypes_are_those_asked_for(tmp_path):
     tensors = hf_folder.write(tmp_path / "hf", CFG, gates=True)
     got = loaded(tmp_path / "hf", CFG, abstract(CFG, 0, "bfloat16"))
-    for path, value in table.to_jax(tensors, videonsa.rows(CFG)).items():
+    for path, value in hf_folder.to_jax(tensors, videonsa.rows(CFG)).items():
         np.testing.assert_array_equal(got[path], value.astype(jnp.bfloat16), path, strict=True)
 
 
@@ -73,7 +76,7 @@ def test_missing_gates_are_those_of_a_conversion(tmp_path):
 def test_only_the_files_maps_are_read(tmp_path, monkeypatch):
     """No tensor is read as a whole into memory."""
     hf_folder.write(tmp_path / "hf", CFG, gates=True)
-    monkeypatch.delattr(safetensors_io.Stored, "read")
+    monkeypatch.delattr(Stored, "read")
     loaded(tmp_path / "hf", CFG, abstract(CFG, -1))
 
 

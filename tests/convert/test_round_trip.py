@@ -14,7 +14,8 @@ pytest.importorskip("transformers", reason="the round trip needs transformers")
 import torch
 import transformers
 
-from convert import from_hf, logits, names, to_hf
+from convert import from_hf, logits, to_hf
+from convert.weights import names
 from tests import hf_folder, huggingface, small_models
 from tests.small_models import IMAGE, VIDEO, Vision
 from videonsa_jax.config.schema import PRESETS, ModelConfig

@@ -9,7 +9,9 @@ import jax
 import numpy as np
 import pytest
 
-from convert import from_hf, hf_config, orbax_stream, parity, to_hf, verify
+from convert import compare_logits, from_hf, to_hf, verify
+from convert.models.qwen2_5_vl import config as stock_config
+from convert.store import orbax_stream
 from tests import hf_folder, small_models
 from videonsa_jax.training import checkpoint
 
@@ -80,6 +82,14 @@ def test_changed_numbers_are_named_the_largest_first(plain, tmp_path, capsys):
     assert rows[1][:3] == ["0.25", "1", f"{size:,}"]
 
 
+def test_drawn_gates_are_compared_with_those_of_a_folder_that_has_some(plain, tmp_path, capsys):
+    hf_folder.write(tmp_path / "hf", CFG, gates=True)
+    code, out = _output(capsys, tmp_path / "hf", plain[0] / "checkpoint", "--no-logits")
+    assert code == 1
+    assert f"{len(plain[1]) + 4 * CFG.text.num_layers} compared" in out
+    assert "initialised" not in out
+
+
 def test_a_number_that_became_nan_differs(plain, tmp_path, capsys):
     tensors = {name: x.copy() for name, x in plain[1].items()}
     tensors[UP][0, 0] = np.nan
@@ -114,7 +124,7 @@ def test_a_repeated_tied_head_is_accepted_only_if_equal(plain, tmp_path, capsys)
     hf, folder = _changed(plain, tmp_path, tensors)
     code, out = _output(capsys, hf, folder, "--no-logits")
     assert code == 0
-    assert "lm_head.weight repeats the embedding" in out
+    assert "lm_head.weight repeats model.embed_tokens.weight" in out
     tensors["lm_head.weight"][0, 0] += 1
     hf_folder.write_tensors(hf, tensors, files=1)
     code, out = _output(capsys, hf, folder, "--no-logits")
@@ -151,7 +161,7 @@ def _edit_config(folder, **fields) -> None:
 @pytest.mark.parametrize("names", [["torch_dtype"], ["dtype"], ["dtype", "torch_dtype"]])
 def test_a_mixed_model_is_exported_with_the_dtype_that_holds_it(tmp_path, capsys, decoder, names):
     fields = dict.fromkeys(["dtype", "torch_dtype"]) | dict.fromkeys(names, decoder)
-    vision = hf_config.to_hf(CFG, architecture="qwen2_5_vl", dtype=decoder)["vision_config"]
+    vision = stock_config.write(CFG, dtype=decoder)["vision_config"]
     vision["torch_dtype"] = decoder  # transformers 4 loads the tower in this one
     _, folder = _mixed(tmp_path, decoder, vision_config=vision, **fields)
     assert call(to_hf, folder, tmp_path / "export") == 0
@@ -224,7 +234,7 @@ def test_gates_of_a_run_have_no_place_in_a_stock_folder(plain, tmp_path, capsys)
 
 def test_without_pytorch_it_says_that_logits_were_not_compared(plain, capsys, monkeypatch):
     folder, _ = plain
-    monkeypatch.setattr(parity, "missing_packages", lambda: ["torch"])
+    monkeypatch.setattr(compare_logits, "missing_packages", lambda: ["torch"])
     code, out = _output(capsys, folder / "hf", folder / "checkpoint")
     assert code == 0
     assert "logits: not compared, because torch cannot be imported" in out
@@ -241,7 +251,7 @@ def test_memory_does_not_hold_a_whole_parameter(plain, monkeypatch):
             yield index, block
 
     monkeypatch.setattr(orbax_stream.StoredArray, "read", read)
-    monkeypatch.setattr("convert.layout.BOX_BYTES", 8192)
+    monkeypatch.setattr("convert.weights.layout.BOX_BYTES", 8192)
     assert call(verify, folder / "hf", folder / "checkpoint", "--no-logits") == 0
     assert 4096 <= largest <= 8192
 
@@ -249,17 +259,17 @@ def test_memory_does_not_hold_a_whole_parameter(plain, monkeypatch):
 def test_agreement_measures_differences():
     rng = np.random.default_rng(0)
     theirs = rng.standard_normal((20, 50)).astype(np.float32)
-    same = parity.agreement(theirs, theirs)
+    same = compare_logits.agreement(theirs, theirs)
     assert same.is_close
     assert (same.tokens, same.largest, same.divergence, same.top1) == (20, 0, 0, 1)
     ours = theirs.copy()
     ours[0, theirs[0].argmin()] = theirs[0].max() + 1
-    other = parity.agreement(theirs, ours)
+    other = compare_logits.agreement(theirs, ours)
     assert not other.is_close
     assert other.top1 == 0.95
     assert other.divergence > 0
     ours[0, 0] = np.nan
-    assert not parity.agreement(theirs, ours).is_close
+    assert not compare_logits.agreement(theirs, ours).is_close
 
 
 @pytest.mark.torch

@@ -209,7 +209,7 @@ class TrainConfig:
     log_every: int = 10  # steps
     save_every: int = 200  # steps
     max_to_keep: int = 2  # checkpoints kept on disk
-    init_from: str | None = None  # checkpoint folder of starting weights; None: random
+    init_from: str | None = None  # folder of weights, see docs/training.md; None: random
     max_consecutive_nonfinite: int = 10  # steps in a row with a non-finite loss or gradient
     profile: tuple[int, int] | None = None  # first and last step of a profiler trace
 

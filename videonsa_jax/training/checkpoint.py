@@ -243,15 +243,20 @@ def load_params(
         return manager.restore(step, args=args).params
 
 
-def load_model_config(folder: str | pathlib.Path) -> ModelConfig:
+def load_model_config(folder: str | pathlib.Path, config_class: type = ModelConfig) -> Any:
     """The model that the newest parameters of a folder belong to.
+
+    Args:
+      folder: a run's working directory, or a folder of checkpoints.
+      config_class: of its config.
 
     Raises:
       UserError: there is no checkpoint, or it is damaged.
     """
     with _opened(folder) as (manager, step):
         args = ocp.args.Composite(config=ocp.args.JsonRestore())
-        return parse.build(ModelConfig, manager.restore(step, args=args).config["model"])
+        stored = manager.restore(step, args=args).config
+        return parse.build(config_class, stored["model"])
 
 
 def newest_step(folder: str | pathlib.Path) -> int:

@@ -10,7 +10,8 @@ import pytest
 from flax import nnx, traverse_util
 
 import train
-from convert import hf_directory, to_hf
+from convert import to_hf
+from convert.hf import directory
 from tests import synthetic
 from videonsa_jax.batch import Batch
 from videonsa_jax.config.schema import LoRAConfig
@@ -67,7 +68,7 @@ def test_merged_weights_compute_the_same(trained, tmp_path):
     folder, base, adapted = trained
     code = to_hf.run(_arguments(folder, tmp_path / "hf"))
     assert code == 0
-    source = hf_directory.open_hf(tmp_path / "hf")
+    source = directory.open_hf(tmp_path / "hf")
     tensors = source.tensors
     kernel = tensors["model.layers.1.mlp.up_proj.weight"].map()
     path = "text/layers/mlp/up"

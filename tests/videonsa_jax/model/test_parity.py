@@ -13,8 +13,8 @@ pytest.importorskip("transformers", reason="parity needs transformers (see the t
 
 import torch
 
-from convert import qwen2_5_vl, table
-from tests import huggingface, small_models
+from convert.models.qwen2_5_vl import rows as qwen2_5_vl
+from tests import hf_folder, huggingface, small_models
 from tests.small_models import IMAGE, VIDEO, Vision
 from videonsa_jax.data import hf_inputs
 from videonsa_jax.model.generate import generate
@@ -67,7 +67,7 @@ def pair(request):
     theirs = huggingface.torch_model(cfg, seed)
     params = small_models.random_params(cfg, seed)  # of the gates, which stock Qwen2.5-VL has not
     tensors = huggingface.tensors(theirs)
-    for path, value in table.to_jax(tensors, qwen2_5_vl.rows(cfg)).items():
+    for path, value in hf_folder.to_jax(tensors, qwen2_5_vl.rows(cfg)).items():
         *parents, name = path.split("/")
         owner = functools.reduce(dict.__getitem__, parents, params)
         assert owner[name].shape == value.shape, path

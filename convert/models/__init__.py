@@ -1,0 +1,1 @@
+"""Model families: what each brings to a conversion, in one place that all verbs ask."""

@@ -1,0 +1,1 @@
+"""Qwen2.5-VL: its weights and its config.json."""

@@ -1,0 +1,1 @@
+"""Folders that conversions write: checkpoints in parts, manifests, complete or visibly not."""

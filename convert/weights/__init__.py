@@ -1,0 +1,1 @@
+"""Which tensor there is which parameter here, and how their layouts differ."""
