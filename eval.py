@@ -68,11 +68,12 @@ def run(
     Raises:
       UserError: what the user can mend.
     """
-    mesh = meshes.make_mesh(cfg.mesh, devices)
-    with file_errors(out, lambda: "once mended, the same command goes on"), jax.set_mesh(mesh):
+    with file_errors(out, lambda: "once mended, the same command goes on"):
         questions = {task: setup.load_questions(cfg, task, limit) for task in tasks}
-        evaluator = setup.open_evaluator(cfg, checkpoint, mesh, blind=blind)
-        return [evaluate(evaluator, questions[task], task=task, out=out) for task in tasks]
+        mesh = meshes.make_mesh(cfg.mesh, devices)
+        with jax.set_mesh(mesh):
+            evaluator = setup.open_evaluator(cfg, checkpoint, mesh, blind=blind)
+            return [evaluate(evaluator, questions[task], task=task, out=out) for task in tasks]
 
 
 def describe(summary: dict[str, Any]) -> str:

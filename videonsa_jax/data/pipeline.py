@@ -76,13 +76,24 @@ class Batches:
         return self
 
     def __next__(self) -> dict[str, np.ndarray]:
-        """Raises UserError: too many samples are bad, or none is good."""
+        """Raises UserError: too many samples are bad, none is good, or a worker was killed."""
         while True:
-            arrays, stats = next(self._iterator)
+            arrays, stats = self._next()
             self._plan = stats.next_state
             self._bad_log.add(stats.seen, stats.bad)
             if arrays:
                 return arrays
+
+    def _next(self) -> tuple[dict[str, np.ndarray], "Account"]:
+        try:
+            return next(self._iterator)
+        except RuntimeError as error:
+            if not str(error).startswith("Worker process was terminated"):  # by Grain
+                raise
+            raise UserError(
+                "a process of data.workers was killed, as when memory runs out; start the same "
+                "command again, with fewer workers or threads if it recurs"
+            ) from error
 
     @property
     def counts(self) -> dict[str, int]:

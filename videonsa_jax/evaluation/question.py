@@ -74,12 +74,33 @@ def _parse(data: bytes, place: str) -> Any:
         raise UserError(f"{place}: not JSON: {error}") from error
 
 
-def record_field(record: Mapping[str, Any], name: str, path: str | pathlib.Path) -> Any:
-    """A field that a task cannot do without.
+def record_field(
+    record: Mapping[str, Any], name: str, path: str | pathlib.Path, kind: type = object
+) -> Any:
+    """A field that a task cannot do without, of the type `kind`.
 
     Raises:
-      UserError: the record lacks it.
+      UserError: the record lacks it, or it is of another type.
     """
     if name not in record:
         raise UserError(f"{path}: record {record.get('id')!r} has no field {name!r}")
+    if not isinstance(record[name], kind):
+        raise UserError(
+            f"{path}: record {record.get('id')!r}: {name!r} must be of type {kind.__name__}, not "
+            f"{type(record[name]).__name__}"
+        )
     return record[name]
+
+
+def record_turns(record: Mapping[str, Any], path: str | pathlib.Path) -> list[dict[str, Any]]:
+    """The turns of a conversation in LLaVA-Video-178K's layout.
+
+    Raises:
+      UserError: the record has none, or one has no text.
+    """
+    turns = record_field(record, "conversations", path, list)
+    if not all(isinstance(turn, dict) and isinstance(turn.get("value"), str) for turn in turns):
+        raise UserError(
+            f"{path}: record {record.get('id')!r}: each turn must be an object with a text 'value'"
+        )
+    return turns

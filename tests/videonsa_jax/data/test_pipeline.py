@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+import multiprocessing
 import os
 import re
 import select
@@ -293,6 +294,16 @@ def bad_decoder(monkeypatch, tmp_path):
     """The absolute path of a video named STAGE-FAULT, which misbehaves so."""
     monkeypatch.setattr(pipeline, "JsonSource", bad_decoders.Source)
     return lambda name: str(tmp_path / f"{name}.mp4")
+
+
+@pytest.mark.slow
+def test_a_killed_worker_ends_the_run_in_one_line(make):
+    batches = make(workers=1)
+    next(batches)
+    for worker in multiprocessing.active_children():
+        worker.kill()
+    with pytest.raises(UserError, match=r"a process of data\.workers was killed"):
+        take(batches, 20)
 
 
 def test_workers_end_with_a_killed_run(tmp_path):

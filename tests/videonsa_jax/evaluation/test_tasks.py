@@ -24,6 +24,7 @@ RECORD = {
         {"from": "gpt", "value": "C"},
     ],
 }
+NEEDLE = {**RECORD, "answer": "B", "options": ["a dog", "a cat"], "kind": "first"}
 
 
 def write(path, records):
@@ -135,9 +136,18 @@ def without(name):
         ("mcq", json.dumps([ask("What?", "A")]), "'v', turn 0: not a multiple-choice question"),
         ("mcq", json.dumps([ask(choices(4), "H")]), "'v', turn 0: not a multiple-choice question"),
         ("mcq", json.dumps([ask(choices(2), "D")]), "'v', turn 0: not a multiple-choice question"),
-        ("mcq", json.dumps([{"id": 1, "conversations": "A"}]), "'1': each turn must be an object"),
-        ("mcq", json.dumps([{"id": 1, "conversations": ["A"]}]), "'1': each turn must be an obj"),
+        (
+            "mcq",
+            json.dumps([{"id": 1, "conversations": "A"}]),
+            "1: 'conversations' must be of type",
+        ),
+        ("mcq", json.dumps([{"id": 1, "conversations": ["A"]}]), "1: each turn must be an object"),
         ("needle", json.dumps([RECORD]), "'clip1' has no field 'answer'"),
+        ("needle", json.dumps([{**NEEDLE, "conversations": None}]), "must be of type list, not N"),
+        ("needle", json.dumps([{**NEEDLE, "conversations": [{}, {}]}]), "each turn must be an obj"),
+        ("needle", json.dumps([{**NEEDLE, "conversations": []}]), "has no question and answer"),
+        ("needle", json.dumps([{**NEEDLE, "options": None}]), "'options' must be of type list"),
+        ("needle", json.dumps([{**NEEDLE, "answer": 1}]), "'answer' must be of type str, not int"),
         (
             "mcq",
             json.dumps([{**RECORD, "conversations": [{"value": "Why?"}, {"value": "So."}]}]),

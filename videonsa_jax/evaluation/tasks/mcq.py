@@ -7,7 +7,7 @@ from typing import Any
 
 from videonsa_jax.errors import UserError
 from videonsa_jax.evaluation import scoring
-from videonsa_jax.evaluation.question import Question, read_records, record_field
+from videonsa_jax.evaluation.question import Question, read_records, record_field, record_turns
 
 _OPTION = re.compile(rf"^\(?([{scoring.LETTERS}])[.):]\s*(\S.*?)\s*$", re.MULTILINE)
 _VISUAL = re.compile(r"<(?:image|video)>\n?")
@@ -24,11 +24,7 @@ def load(path: str | pathlib.Path) -> list[Question]:
 
 def _questions(record: Mapping[str, Any], path: str | pathlib.Path) -> list[Question]:
     name = str(record_field(record, "id", path))
-    turns = record_field(record, "conversations", path)
-    if not isinstance(turns, list) or not all(
-        isinstance(turn, dict) and isinstance(turn.get("value"), str) for turn in turns
-    ):
-        raise UserError(f"{path}: record {name!r}: each turn must be an object with a text 'value'")
+    turns = record_turns(record, path)
     system = turns[:1] if turns and turns[0].get("from") == "system" else []
     turns = turns[len(system) :]
     visuals = "".join(_VISUAL.findall(turns[0]["value"])) if turns else ""
