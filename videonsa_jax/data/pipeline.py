@@ -84,7 +84,7 @@ class Batches:
             if arrays:
                 return arrays
 
-    def _next(self) -> tuple[dict[str, np.ndarray], "Account"]:
+    def _next(self) -> tuple[dict[str, np.ndarray], "BatchStats"]:
         try:
             return next(self._iterator)
         except RuntimeError as error:
@@ -107,10 +107,11 @@ class Batches:
     def set_state(self, state: dict) -> None:
         """Raises UserError: the state was saved with other data or another batch layout."""
         for name, value in self._stream.items():
-            if state["stream"][name] != value:
+            saved = state["stream"].get(name, value)  # a field may be newer than the checkpoint
+            if saved != value:
                 raise UserError(
                     f"data.{name}={value}, but the checkpoint's data state was saved with "
-                    f"{state['stream'][name]}; continue with that, or start in a new --workdir"
+                    f"{saved}; continue with that, or start in a new --workdir"
                 )
         self._iterator.close()
         self._plan = state["plan"]
