@@ -148,6 +148,18 @@ def test_recomputation_changes_no_gradient(attention, prompt):
             np.testing.assert_allclose(got, leaf, rtol=1e-4, atol=1e-5, err_msg=name)
 
 
+def test_a_named_implementation_is_also_the_vision_tower_s():
+    """Where its kernels do not run, the tower says so, as any attention does."""
+    cfg = small_models.config()
+    arrays = small_models.inputs([[3, CLIP, 4]], cfg, padding="right", seed=4)
+    batch = small_models.batch([small_models.samples(arrays, cfg)], cfg)
+    compute = ComputeConfig(dtype="float32", implementation="triton")
+    model = nnx.eval_shape(lambda: VideoNSA(cfg, compute=compute, rngs=nnx.Rngs(0)))
+    graphdef, params = nnx.split(model)
+    with pytest.raises(ValueError, match="implementation='triton' runs on a GPU"):
+        jax.eval_shape(lambda params: nnx.merge(graphdef, params).vision(batch), params)
+
+
 @pytest.mark.parametrize("attention", ["dense", "paper"])
 def test_bfloat16_is_close_to_float32(attention):
     cfg = small_models.config(attention=attention)
