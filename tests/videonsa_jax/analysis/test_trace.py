@@ -1,5 +1,7 @@
 """Running layer by layer decides what the model decides."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -7,7 +9,7 @@ import pytest
 from tests import small_models
 from videonsa_jax.analysis import trace
 from videonsa_jax.errors import UserError
-from videonsa_jax.model import attention
+from videonsa_jax.model.attention_modes import ATTENTION
 
 
 def batch_of(cfg):
@@ -21,15 +23,14 @@ def test_gates_are_those_that_the_model_uses(monkeypatch):
     cfg = small_models.config(attention="paper")
     model = small_models.build(cfg, small_models.random_params(cfg, seed=0))
     batch = batch_of(cfg)
-    used = []
-    attend = attention.attend
+    used, mode = [], ATTENTION["paper"]
 
     def recording(*args, gates, **settings):
         jax.debug.callback(lambda gates: used.append(np.asarray(gates)), gates, ordered=True)
-        return attend(*args, gates=gates, **settings)
+        return mode.attend(*args, gates=gates, **settings)
 
     with monkeypatch.context() as patch:
-        patch.setattr(attention, "attend", recording)
+        patch.setitem(ATTENTION, "paper", dataclasses.replace(mode, attend=recording))
         model(batch)
         jax.effects_barrier()
     found = [np.asarray(decisions.gates) for decisions in trace.layers(model, batch)]

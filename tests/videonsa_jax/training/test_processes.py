@@ -31,7 +31,7 @@ def test_what_is_wrong_is_named(settings, message):
 
 def test_jax_connects_those_that_met(monkeypatch):
     met, joined = [], []
-    monkeypatch.setattr(rendezvous, "meet", lambda *args: met.append(args))
+    monkeypatch.setattr(rendezvous, "wait_for_peers", lambda *args: met.append(args))
     monkeypatch.setattr(jax.distributed, "initialize", lambda *args, **_: joined.append(args))
     monkeypatch.setenv("JAX_NUM_PROCESSES", "2")
     processes.join("host:8", None, 1, connect_timeout_s=10)

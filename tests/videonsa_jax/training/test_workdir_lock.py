@@ -16,7 +16,7 @@ from videonsa_jax.training import workdir_lock
 
 HOLDER = """
 import pathlib, sys, time
-from videonsa_jax import workdir_lock
+from videonsa_jax.training import workdir_lock
 with workdir_lock.held(pathlib.Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(600)
