@@ -12,6 +12,7 @@ FORBIDDEN = {  # folder -> top-level packages that its files must not import
     "pallas_kernels": {"videonsa_jax", "convert", "flax", "optax", "configs"},
     "videonsa_jax": {"convert", "configs", "torch", "transformers"},
     "videonsa_jax/data": {"jax", "flax", "optax", "orbax", "pallas_kernels"},
+    "videonsa_jax/evaluation/benchmarks": {"jax", "flax", "optax", "orbax", "pallas_kernels"},
     "configs": {"jax", "flax", "videonsa_jax", "pallas_kernels"},
     "convert": {"torch", "transformers"},
 }

@@ -48,6 +48,11 @@ def read_records(path: str | pathlib.Path) -> list[dict[str, Any]]:
     Raises:
       UserError: there is no such file, it is not UTF-8, or a part of it is not a JSON object.
     """
+    return list(read_placed_records(path).values())
+
+
+def read_placed_records(path: str | pathlib.Path) -> dict[str, dict[str, Any]]:
+    """`read_records` by their places for messages: "FILE:LINE", or "FILE[INDEX]" in a list."""
     path = pathlib.Path(path)
     if not path.is_file():
         raise UserError(f"{path}: no such file of questions")
@@ -64,7 +69,7 @@ def read_records(path: str | pathlib.Path) -> list[dict[str, Any]]:
     for place, record in records.items():
         if not isinstance(record, dict):
             raise UserError(f"{place}: a record must be a JSON object, not {type(record).__name__}")
-    return list(records.values())
+    return records
 
 
 def _parse(data: bytes, place: str) -> Any:
