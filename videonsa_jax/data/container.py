@@ -13,6 +13,8 @@ from av.video.stream import VideoStream
 
 from videonsa_jax.data.errors import BadSample, check_is_file
 
+# Titles that are no UTF-8 do not matter; from 19 on, PyAV lets them pass by itself.
+TOLERANT = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
 # boxes of an MP4 file; others may be bytes that some program appended
 MP4_BOXES = (b"ftyp", b"styp", b"moov", b"moof", b"mdat", b"free", b"skip", b"wide", b"sidx")
 EBML, SEGMENT = 0x1A45DFA3, 0x18538067  # ids of Matroska's two outermost elements
@@ -24,7 +26,7 @@ def opened(path: str | pathlib.Path) -> Iterator[tuple[InputContainer, VideoStre
     check_is_file(path)
     try:
         # "file:", since FFmpeg takes what stands before a colon for a protocol
-        with av.open(f"file:{path}", metadata_errors="replace") as container:
+        with av.open(f"file:{path}", **TOLERANT) as container:
             stream = _video_stream(container)
             if stream is None:
                 raise BadSample(str(path), missing_end(path) or "has no video stream")

@@ -9,6 +9,7 @@ import av
 import numpy as np
 import pytest
 
+from videonsa_jax.data.container import TOLERANT
 from videonsa_jax.data.decoder_pool import DecoderPool
 from videonsa_jax.data.errors import BadSample
 from videonsa_jax.data.sampling import Frames, SamplingRule
@@ -33,7 +34,7 @@ class Sequential:
 
     def read(self, rule: SamplingRule, transform: Callable) -> list[np.ndarray]:
         del rule
-        with av.open(self.name, metadata_errors="ignore") as container:
+        with av.open(self.name, **TOLERANT) as container:
             stream = container.streams.best("video")
             stream.codec_context.thread_count = 1
             images = []
