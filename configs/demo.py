@@ -44,5 +44,5 @@ def get_config(kind: str = "what") -> ConfigDict:
     )
     c.optim = dict(lr=3e-4, b2=0.99, final_lr_ratio=0.05)
     c.train = dict(steps=STEPS[kind], log_every=10, save_every=100, max_to_keep=1)
-    c.eval = dict(needle="runs/demo/clips/heldout.json", batch=20, max_new_tokens=4)
+    c.eval = dict(tasks=dict(needle="runs/demo/clips/heldout.json"), batch=20, max_new_tokens=4)
     return c
