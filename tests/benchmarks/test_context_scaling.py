@@ -28,8 +28,8 @@ CASES = [  # mode, devices, devices that share the heads, geometry
 ]
 RING_MEMORY = """
 import sys
-from benchmarks.context_programs import Case, temporary_bytes
-from videonsa_jax.sharding.topology import parse_topology
+from benchmarks.context.programs import Case, temporary_bytes
+from videonsa_jax.aot.topology import parse_topology
 
 for count in (4, 8):
     case = Case("ring", count, int(sys.argv[1]), dtype="bfloat16")
