@@ -139,7 +139,7 @@ def make_dataset(
       model: token ids, patch geometry, NSA block.
       bad_samples: JSONL file that lists skipped samples; continued if it exists. Each process
         needs its own.
-      shard_index: which contiguous share of a batch's rows to yield.
+      shard_index: which contiguous shard of a batch's rows to yield.
       num_shards: into how many equal shares they are cut.
 
     Raises:

@@ -119,7 +119,7 @@ def check_rows(
 
 @dataclasses.dataclass(frozen=True)
 class ShardIndex:
-    """The rows of a batch that a process loads: share `index` of `count` equal ones."""
+    """The rows of a batch that a process loads: shard `index` of `count` equal ones."""
 
     index: int = 0
     count: int = 1
@@ -128,7 +128,7 @@ class ShardIndex:
 def row_shard(rules: Rules, mesh: Mesh) -> ShardIndex:
     """Of this process: the rows that its devices work on.
 
-    Processes whose devices work on the same rows have the same share, and each loads it.
+    Processes whose devices work on the same rows have the same shard, and each loads it.
 
     Raises:
       UserError: some processes would have to load a part of each other's rows.
